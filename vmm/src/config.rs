@@ -1,0 +1,70 @@
+//! What a virtual machine is made of: plain data, complete, with every file already open.
+//! It owns the limits on what may be asked for. It does not open, create or check anything by name.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+/// The most vCPUs a machine can have: one local APIC id each, and the MP table has to fit below 1 MiB.
+pub const CPUS_MAX: u8 = 64;
+/// The least memory, in MiB: the kernel, init and the template's first programs need about half of it.
+pub const MEMORY_MIB_MIN: u32 = 128;
+/// The most memory, in MiB.
+pub const MEMORY_MIB_MAX: u32 = 512 << 10;
+/// The most shares: IO-APIC pins left after the other devices.
+pub const SHARES_MAX: usize = 12;
+
+/// A machine to be built.
+#[derive(Debug)]
+pub struct Config {
+    pub cpus: u8,
+    pub memory_mib: u32,
+    /// Uncompressed x86-64 ELF kernel. It is mapped, so it must not be changed in place while machines run.
+    pub kernel: File,
+    /// Uncompressed cpio archive with init; mapped as well.
+    pub initramfs: File,
+    /// Content of the file `boot.bin`, which is added to the initramfs.
+    pub boot_file: Vec<u8>,
+    /// Kernel messages of every level go to the console, which costs start-up time.
+    pub verbose_console: bool,
+    /// In the guest: vda, vdb, … in this order.
+    pub disks: Vec<Disk>,
+    pub shares: Vec<Share>,
+    pub vsock: Vsock,
+    /// Receives the guest's serial output, at most `CONSOLE_LOG_MAX` bytes of it.
+    pub console: File,
+    /// Receives the start-up marks, see `marks`.
+    pub marks: File,
+}
+
+/// A raw disk image.
+#[derive(Debug)]
+pub struct Disk {
+    pub file: File,
+    pub read_only: bool,
+}
+
+/// A host folder shown to the guest by virtio-fs.
+#[derive(Debug)]
+pub struct Share {
+    /// The name the guest mounts it by; at most 36 bytes of UTF-8.
+    pub tag: String,
+    /// The folder, opened with `O_PATH`.
+    pub root: OwnedFd,
+    /// Enforced here, whatever the guest mounts it as.
+    pub read_only: bool,
+    /// Serve nothing of the folder but this one entry.
+    pub only: Option<Vec<u8>>,
+}
+
+/// How the guest's vsock ports are reached, and how it is asked to end.
+#[derive(Debug)]
+pub struct Vsock {
+    /// A connection accepted from the listener becomes a stream to this guest port.
+    pub listeners: Vec<(u32, UnixListener)>,
+    /// Ask the guest to end when no connection has been open for this long; `None` is never.
+    pub idle_timeout: Option<Duration>,
+    /// The guest port and the bytes that ask it to end.
+    pub goodbye: (u32, Vec<u8>),
+}

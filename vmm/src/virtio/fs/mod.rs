@@ -1,0 +1,1 @@
+//! virtio-fs (placeholder until the next commit).
