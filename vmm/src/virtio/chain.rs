@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, iovec, off_t};
 use virtio_queue::DescriptorChain;
-use vm_memory::{ByteValued, Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::{BrokenQueue, Memory};
 

@@ -43,6 +43,7 @@ impl Queue {
     ///
     /// # Errors
     /// When the used ring is not in guest memory.
+    #[expect(clippy::needless_pass_by_value, reason = "a chain that was given back must not be used again")]
     pub fn complete(&mut self, memory: &Memory, chain: Chain<'_>) -> Result<(), BrokenQueue> {
         let written = chain.writer.written();
         self.ring
