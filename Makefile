@@ -1,0 +1,61 @@
+# What developers type; `make help` lists it. The work is done by cargo and by the scripts named here.
+#
+# Big results (kernels, templates, disks) are cached outside the checkout, by the hash of what they are made from, so that
+# only the first `make` on a machine takes long.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+DIST := target/dist
+PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
+
+# Takes the programs that need a KVM with an unmodified kernel to one: this machine's, or the lab's.
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab/runner
+
+.DEFAULT_GOAL := help
+.PHONY: help run build kernel template test lint bench bench-virtual lab install deps
+
+help: ## show this
+	@echo "Coracle: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "The first build on a machine takes about 20 minutes, most of it two kernels; later ones take seconds to 2 minutes."
+
+run: build ## open a sandbox on this directory; without a terminal, run one command in it and print its timings
+	@.ci/demo
+
+build: deps ## build all that a user installs, into target/dist
+	@if [[ ! -x $(PROGRAMS)/coracle ]]; then echo "build: compiling the programs (2 to 4 minutes the first time) ..."; fi
+	cargo build --quiet --release --locked -p cli -p init
+	@rootfs/prefix.sh $(PROGRAMS) $(DIST)
+
+kernel: deps ## build the guest's kernel, and print where it is
+	@kernel-config/build.sh guest
+
+template: deps ## build the `shell` template, and print where it is; with REFRESH=1 from today's Debian packages
+	@rootfs/build.sh $(if $(REFRESH),--refresh) shell
+
+test: build ## run all tests: units, devices, tiny guests on this machine's KVM, and the suite in the lab
+	@.ci/test
+
+lint: deps ## check the format, the lints, the scripts, and the dependencies' licences
+	@.ci/lint
+
+bench: build ## measure starts and sessions by criterion, in this machine's time
+	cargo bench --locked -p benches
+
+bench-virtual: build ## measure in the lab's virtual time, beside QEMU microvm, against the committed budget
+	cargo run --quiet --release --locked -p benches
+
+lab: build ## open a shell in the lab host, which has a real KVM and Coracle installed
+	@tests/lab/run --tty -- bash -l
+
+install: ## install what `make build` made; PREFIX=/usr/local for root, else ~/.local
+	@if [[ ! -x $(DIST)/bin/coracle ]]; then echo "nothing is built yet; run make build" >&2; exit 1; fi
+	mkdir -p "$(DESTDIR)$(PREFIX)"
+	cp -R --no-preserve=ownership --preserve=mode,timestamps --sparse=always --remove-destination $(DIST)/. "$(DESTDIR)$(PREFIX)"
+	@if [[ ":$$PATH:" != *":$(PREFIX)/bin:"* ]]; then echo "note: $(PREFIX)/bin is not in your PATH"; fi
+
+deps:
+	@.ci/deps.sh
