@@ -111,6 +111,8 @@ pub struct Table {
     places: Vec<Place>,
     free: Vec<u32>,
     nodes: HashMap<Identity, Node>,
+    /// Directories that are no longer in the table and have not been asked for by `pop_gone`.
+    gone: Vec<Node>,
     bytes: usize,
 }
 
@@ -122,6 +124,7 @@ impl Table {
             places: vec![Place { generation: 0, inode: Some(inode) }],
             free: Vec::new(),
             nodes: HashMap::from([(root, Node::ROOT)]),
+            gone: Vec::new(),
             bytes: INODE_BYTES,
         }
     }
@@ -224,12 +227,20 @@ impl Table {
             self.free.push(u32::try_from(node.index()).expect("it came from a node id"));
             self.nodes.remove(&inode.identity);
             self.bytes -= INODE_BYTES;
+            if inode.kind() == FileType::Directory {
+                self.gone.push(node);
+            }
             let Some(Location { parent, name }) = inode.location else { return };
             self.bytes -= name.count_bytes();
             let Some(above) = self.get_mut(parent) else { return };
             above.uses -= 1;
             node = parent;
         }
+    }
+
+    /// A directory that was removed, once.
+    pub fn pop_gone(&mut self) -> Option<Node> {
+        self.gone.pop()
     }
 
     #[cfg(test)]

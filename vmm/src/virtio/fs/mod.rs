@@ -30,6 +30,9 @@ mod server;
 mod wire;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 /// virtio 1.2, 5 "Device Types".
 const DEVICE_ID: u32 = 26;
 /// The longest tag: virtio 1.2, 5.11.4 "Device configuration layout".

@@ -104,6 +104,7 @@ impl Passthrough {
         if node == Node::ROOT {
             return Some(Arc::clone(&self.root.dir));
         }
+        self.table.get(node).ok()?;
         self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)))
     }
 
@@ -149,9 +150,8 @@ impl Passthrough {
 
     /// The guest gives `count` lookups of `node` back.
     pub fn forget(&mut self, node: u64, count: u64) {
-        let node = Node(node);
-        self.table.forget(node, count);
-        self.drop_unknown(node);
+        self.table.forget(Node(node), count);
+        self.close_gone();
     }
 
     /// Gives the guest a handle of `node`.
@@ -165,13 +165,19 @@ impl Passthrough {
     pub fn release(&mut self, node: Node, fh: u64) -> Result<(), Errno> {
         self.handles.remove(node, fh)?;
         self.table.let_go(node);
-        self.drop_unknown(node);
+        self.close_gone();
         Ok(())
     }
 
+    /// As if other directories had been used since.
+    #[cfg(test)]
+    pub(super) fn forget_descriptors(&mut self) {
+        self.dirs = Dirs::default();
+    }
+
     /// A directory the guest no longer knows is not kept open.
-    fn drop_unknown(&mut self, node: Node) {
-        if self.table.get(node).is_err() {
+    fn close_gone(&mut self) {
+        while let Some(node) = self.table.pop_gone() {
             self.dirs.remove(node);
         }
     }

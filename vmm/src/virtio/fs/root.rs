@@ -67,7 +67,7 @@ pub struct Root {
     /// `/proc/self/fd`: an `O_PATH` descriptor is opened for I/O by its entry there.
     fds: OwnedFd,
     /// Numbers from here on are not for the guest's files.
-    fd_limit: RawFd,
+    pub(super) fd_limit: RawFd,
 }
 
 impl Root {

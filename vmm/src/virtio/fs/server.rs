@@ -110,6 +110,22 @@ impl Server {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_descriptors(&mut self) {
+        self.files.forget_descriptors();
+    }
+
+    #[cfg(test)]
+    pub(super) fn known_inodes(&self) -> usize {
+        self.files.table.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit_descriptors(&mut self, limit: i32) {
+        let root = Arc::get_mut(&mut self.files.root).expect("not shared in a test");
+        root.fd_limit = limit;
+    }
+
     /// Checks the frame and the server's state, and runs the operation.
     fn run<'m>(
         &mut self,
@@ -119,6 +135,12 @@ impl Server {
         reader: &mut Reader<'m>,
         writer: &mut Writer<'m>,
     ) -> Result<(), Errno> {
+        if !self.mounted && opcode != Opcode::Init {
+            return Err(Errno::IO);
+        }
+        if opcode.effect() == Effect::Changes && self.files.root.read_only {
+            return Err(Errno::ROFS);
+        }
         // A WRITE's data goes to the file from where it is.
         let taken = if opcode == Opcode::Write { WriteIn::SIZE } else { reader.remaining() };
         if header.len as usize != length || header.extensions != 0 || taken > REQUEST_MAX {
@@ -135,12 +157,6 @@ impl Server {
             self.mounted = out.flags != 0;
             out.encode(&mut self.reply);
             return Ok(());
-        }
-        if !self.mounted {
-            return Err(Errno::IO);
-        }
-        if opcode.effect() == Effect::Changes && self.files.root.read_only {
-            return Err(Errno::ROFS);
         }
         if opcode == Opcode::Destroy {
             self.files.clear();
