@@ -52,7 +52,7 @@ impl<'m> Chain<'m> {
         if more {
             return Err(BrokenQueue("chain does not end"));
         }
-        let (reader, writer) = (Reader(Cursor::new(readable)), Writer(Cursor::new(writable)));
+        let (reader, writer) = (Reader::new(readable), Writer::new(writable));
         Ok(Self { head: descriptors.head_index(), reader, writer })
     }
 
@@ -65,7 +65,13 @@ impl<'m> Chain<'m> {
 #[derive(Debug)]
 pub struct Reader<'m>(Cursor<'m>);
 
-impl Reader<'_> {
+impl<'m> Reader<'m> {
+    /// Reads `buffers` in order; together they are shorter than 4 GiB.
+    #[must_use]
+    pub fn new(buffers: Vec<VolatileSlice<'m>>) -> Self {
+        Self(Cursor::new(buffers))
+    }
+
     /// Bytes left.
     #[must_use]
     pub fn remaining(&self) -> usize {
@@ -101,6 +107,17 @@ impl Reader<'_> {
         })
     }
 
+    /// Writes up to `count` bytes to the end of `file`, wherever that is by then. Takes as many as were written.
+    ///
+    /// # Errors
+    /// What pwritev2(2) says.
+    pub fn append_to_file(&mut self, file: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+        self.0.transfer(count, |iovecs, n| {
+            // SAFETY: as in `write_to_file`.
+            unsafe { libc::pwritev2(file.as_raw_fd(), iovecs, n, 0, libc::RWF_APPEND) }
+        })
+    }
+
     /// Writes up to `count` bytes to a socket or pipe. Takes as many as were written.
     ///
     /// # Errors
@@ -118,6 +135,12 @@ impl Reader<'_> {
 pub struct Writer<'m>(Cursor<'m>);
 
 impl<'m> Writer<'m> {
+    /// Fills `buffers` in order; together they are shorter than 4 GiB.
+    #[must_use]
+    pub fn new(buffers: Vec<VolatileSlice<'m>>) -> Self {
+        Self(Cursor::new(buffers))
+    }
+
     /// Bytes left.
     #[must_use]
     pub fn remaining(&self) -> usize {
@@ -183,7 +206,7 @@ impl<'m> Writer<'m> {
         let mut front = Vec::with_capacity(1);
         self.0.advance(count, |slice| front.push(slice));
         self.0.done = 0;
-        Some(Writer(Cursor::new(front)))
+        Some(Writer::new(front))
     }
 
     /// Counts what was written to a part that `split` had set aside.

@@ -1,1 +1,107 @@
-//! virtio-fs (placeholder until the next commit).
+//! virtio-fs: a folder of the host in the guest, served by the process's own user.
+//! This file owns the device: its configuration space and the life of its worker. Reading it goes best in this order:
+//! `wire` (the messages), `server` (one request), `passthrough` (from node ids to files), `root` (containment), `ops_*`.
+//! Source: virtio 1.2, 5.11 "File System Device".
+
+use std::io;
+use std::sync::Arc;
+
+use self::root::Root;
+pub use self::server::Server;
+use self::worker::{Stuck, Worker};
+use super::{BrokenQueue, Device, Memory, Profile, Queue};
+use crate::config::Share;
+
+mod attr;
+mod dirs;
+mod dispatch;
+mod handles;
+mod ids;
+mod inode;
+mod opcode;
+mod ops_attr;
+mod ops_dir;
+mod ops_entry;
+mod ops_file;
+mod ops_xattr;
+mod passthrough;
+mod root;
+mod server;
+mod wire;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+/// virtio 1.2, 5 "Device Types".
+const DEVICE_ID: u32 = 26;
+/// The longest tag: virtio 1.2, 5.11.4 "Device configuration layout".
+pub const TAG_MAX: usize = 36;
+/// Queue 0 carries FORGETs. The request queue has room for a transfer of `IO_MAX` in single pages and its headers,
+/// which Linux needs to have to send one: virtio 1.2, 5.11.2 "Virtqueues".
+const QUEUE_SIZES: &[u16] = &[256, 512];
+const REQUEST_QUEUES: u32 = 1;
+
+const _: () = assert!(QUEUE_SIZES.len() == 1 + REQUEST_QUEUES as usize);
+
+/// A virtio-fs device.
+#[derive(Debug)]
+pub struct Fs {
+    root: Arc<Root>,
+    tag: String,
+    config: [u8; TAG_MAX + 4],
+    worker: Option<Worker>,
+    /// Workers the host's file system has not let go of. As long as there is one, no other is started, so that a guest
+    /// which resets the device again and again does not collect threads.
+    stuck: Option<Stuck>,
+}
+
+impl Fs {
+    /// # Errors
+    /// When the tag is too long, the share is not a folder, or `/proc` is missing.
+    pub fn new(share: Share) -> io::Result<Self> {
+        let tag = share.tag.clone();
+        if tag.is_empty() || tag.len() > TAG_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "tag is empty or too long"));
+        }
+        let mut config = [0; TAG_MAX + 4];
+        config[..tag.len()].copy_from_slice(tag.as_bytes());
+        config[TAG_MAX..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        Ok(Self { root: Arc::new(Root::new(share)?), tag, config, worker: None, stuck: None })
+    }
+}
+
+impl Device for Fs {
+    fn profile(&self) -> Profile {
+        Profile { id: DEVICE_ID, features: 0, queue_sizes: QUEUE_SIZES }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, memory: Memory, queues: Vec<Queue>) {
+        self.stuck.take_if(|stuck| stuck.has_ended());
+        if self.stuck.is_none() {
+            let server = Server::of(Arc::clone(&self.root));
+            // Without a thread the share does not answer, and the first kick says so.
+            self.worker = Worker::start(&self.tag, memory, queues, server).ok();
+        }
+    }
+
+    fn kick(&mut self, _index: usize) -> Result<(), BrokenQueue> {
+        self.worker.as_ref().ok_or(BrokenQueue("file system has no worker"))?.wake()
+    }
+
+    fn reset(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.stuck = worker.stop();
+        }
+    }
+}
+
+impl Drop for Fs {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}

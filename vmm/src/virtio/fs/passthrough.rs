@@ -1,0 +1,189 @@
+//! The files of a share as the guest knows them: node ids, handles and the way from them to the host's files.
+//! It owns every decision on what may be reached. The operations themselves are in `ops_*`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Statx};
+use rustix::io::Errno;
+
+use super::dirs::Dirs;
+use super::handles::{Handle, Handles};
+use super::inode::{Identity, Node, Table};
+use super::root::{Root, stat_fd};
+use super::wire::{EntryOut, Name};
+
+/// How many directories up a path may lead before it is given up, which also ends a walk in a circle that outdated
+/// locations can form. It is as many as a path of `PATH_MAX` bytes has components.
+const DEPTH_MAX: usize = 2048;
+
+#[derive(Debug)]
+pub struct Passthrough {
+    pub(super) root: Arc<Root>,
+    pub(super) table: Table,
+    pub(super) handles: Handles,
+    dirs: Dirs,
+    /// Room for entries of a directory as the host's kernel gives them.
+    pub(super) dents: Vec<u8>,
+}
+
+impl Passthrough {
+    /// As it is before the guest knows anything.
+    pub fn new(root: Arc<Root>) -> Self {
+        let table = Table::new(root.identity);
+        Self { root, table, handles: Handles::default(), dirs: Dirs::default(), dents: Vec::new() }
+    }
+
+    /// The guest knows nothing any more and has nothing open.
+    pub fn clear(&mut self) {
+        *self = Self::new(Arc::clone(&self.root));
+    }
+
+    /// The entry `name` of the directory `parent` exists for the guest. Each operation that takes a name asks.
+    pub(super) fn check_visible(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        match &self.root.only {
+            Some(only) if parent == Node::ROOT && only.as_c_str() != name.as_c_str() => Err(Errno::NOENT),
+            _ => Ok(()),
+        }
+    }
+
+    /// Entries of the directory `parent` may be made, removed and renamed, and `name` among them.
+    /// The root of a share of a single file is as it is.
+    pub(super) fn check_changeable(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        self.check_owned(parent)?;
+        self.check_visible(parent, name)
+    }
+
+    /// The attributes of `node` are the guest's to change; those of the folder around a single file are not.
+    pub(super) fn check_owned(&self, node: Node) -> Result<(), Errno> {
+        if node == Node::ROOT && self.root.only.is_some() { Err(Errno::ACCESS) } else { Ok(()) }
+    }
+
+    /// A descriptor of the directory `node`, to use names from.
+    pub(super) fn dir(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = self.open_fd(node) {
+            return Ok(fd);
+        }
+        let mut way = Vec::new();
+        let (mut at, mut fd) = (node, None);
+        while fd.is_none() {
+            if self.table.get(at)?.kind() != FileType::Directory {
+                return Err(Errno::NOTDIR);
+            }
+            if way.len() == DEPTH_MAX {
+                return Err(Errno::STALE);
+            }
+            way.push(at);
+            at = self.table.get(at)?.location().ok_or(Errno::STALE)?.0;
+            fd = self.open_fd(at);
+        }
+        let mut fd = fd.expect("the loop has ended");
+        while let Some(node) = way.pop() {
+            fd = Arc::new(self.open_in(&fd, node)?);
+            self.dirs.insert(node, Arc::clone(&fd));
+        }
+        Ok(fd)
+    }
+
+    /// A descriptor that refers to `node`, of any kind; its use is limited to what `O_PATH` allows.
+    pub(super) fn fd(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = self.open_fd(node) {
+            return Ok(fd);
+        }
+        let inode = self.table.get(node)?;
+        if inode.kind() == FileType::Directory {
+            return self.dir(node);
+        }
+        let (parent, _) = inode.location().ok_or(Errno::STALE)?;
+        let dir = self.dir(parent)?;
+        self.open_in(&dir, node).map(Arc::new)
+    }
+
+    /// A descriptor of `node` that is open anyway.
+    fn open_fd(&mut self, node: Node) -> Option<Arc<OwnedFd>> {
+        if node == Node::ROOT {
+            return Some(Arc::clone(&self.root.dir));
+        }
+        self.table.get(node).ok()?;
+        self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)))
+    }
+
+    /// Opens `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
+    fn open_in(&self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
+        let inode = self.table.get(node)?;
+        let (parent, name) = inode.location().ok_or(Errno::STALE)?;
+        let entered = self.table.get(parent)?.identity.dev;
+        let (fd, stat) = self.root.open_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
+        inode.check(&stat).map(|()| fd)
+    }
+
+    /// The attributes of `node`, by a descriptor of it or by its name.
+    pub(super) fn stat(&mut self, node: Node) -> Result<Statx, Errno> {
+        if let Some(fd) = self.open_fd(node) {
+            return stat_fd(fd);
+        }
+        let (parent, _) = self.table.get(node)?.location().ok_or(Errno::STALE)?;
+        let dir = self.dir(parent)?;
+        let entered = self.table.get(parent)?.identity.dev;
+        let inode = self.table.get(node)?;
+        let (_, name) = inode.location().ok_or(Errno::STALE)?;
+        let stat = self.root.stat_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
+        inode.check(&stat).map(|()| stat)
+    }
+
+    /// Looks `name` up in `parent`, whose descriptor is `dir`, and lets the guest know the file.
+    pub(super) fn enter(&mut self, parent: Node, dir: &OwnedFd, name: Name<'_>) -> Result<EntryOut, Errno> {
+        let entered = self.table.get(parent)?.identity.dev;
+        let stat = self.root.stat_entry(dir.as_fd(), entered, name)?;
+        self.introduce(&stat, Some((parent, name))).map(|(entry, _)| entry)
+    }
+
+    /// Lets the guest know a file.
+    pub(super) fn introduce(
+        &mut self,
+        stat: &Statx,
+        seen: Option<(Node, Name<'_>)>,
+    ) -> Result<(EntryOut, Node), Errno> {
+        let node = self.table.enter(Identity::of(stat), seen)?;
+        Ok((self.root.shown.entry_out(node.0, stat), node))
+    }
+
+    /// The guest gives `count` lookups of `node` back.
+    pub fn forget(&mut self, node: u64, count: u64) {
+        self.table.forget(Node(node), count);
+        self.close_gone();
+    }
+
+    /// Gives the guest a handle of `node`.
+    pub(super) fn add_handle(&mut self, node: Node, handle: Handle) -> Result<u64, Errno> {
+        let fh = self.handles.insert(node, handle)?;
+        self.table.hold(node);
+        Ok(fh)
+    }
+
+    /// The guest closes a handle.
+    pub fn release(&mut self, node: Node, fh: u64) -> Result<(), Errno> {
+        self.handles.remove(node, fh)?;
+        self.table.let_go(node);
+        self.close_gone();
+        Ok(())
+    }
+
+    /// As if other directories had been used since.
+    #[cfg(test)]
+    pub(super) fn forget_descriptors(&mut self) {
+        self.dirs = Dirs::default();
+    }
+
+    /// A directory the guest no longer knows is not kept open.
+    fn close_gone(&mut self) {
+        while let Some(node) = self.table.pop_gone() {
+            self.dirs.remove(node);
+        }
+    }
+}
+
+/// A name that is gone says that the inode is not where it was, which is another answer than "no such entry".
+fn stale_if_gone(error: Errno) -> Errno {
+    if matches!(error, Errno::NOENT | Errno::NOTDIR) { Errno::STALE } else { error }
+}

@@ -1,0 +1,172 @@
+//! The shared folder on the host, and the few ways its files are opened.
+//! It owns containment: everything is reached by one checked name at a time from a descriptor that was reached the
+//! same way, symbolic links are never followed, and what is opened for reading or writing is known to be a regular
+//! file or a directory before. It keeps no state about what the guest knows.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx};
+use rustix::io::Errno;
+use rustix::path::DecInt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::attr::{STAT_FLAGS, STAT_MASK, Shown, kind};
+use super::ids::Ids;
+use super::inode::Identity;
+use super::wire::Name;
+use crate::config::Share;
+
+/// Descriptors the guest's open files leave to the rest of the process.
+const FDS_RESERVED: RawFd = 256;
+
+/// File systems whose files are only data. Another one may be mounted below the share by the host's user, and a write
+/// to a file of procfs or cgroupfs would act on the host: what is not in this list is not entered.
+/// The numbers are those of Linux, include/uapi/linux/magic.h, and of the file systems' own sources.
+const STORING_FILES: [u32; 26] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0xf2f5_2010, // f2fs
+    0x5265_4973, // reiserfs
+    0x3153_464a, // jfs
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0x794c_7630, // overlayfs
+    0x6573_5546, // fuse, virtio-fs
+    0xf15f,      // ecryptfs
+    0x6969,      // nfs
+    0xff53_4d42, // cifs
+    0xfe53_4d42, // smb2
+    0x0102_1997, // 9p
+    0x00c3_6400, // ceph
+    0x0bd0_0bd0, // lustre
+    0xe0f5_e1e2, // erofs
+    0x7371_7368, // squashfs
+    0x9660,      // iso9660
+    0x1501_3346, // udf
+    0x4d44,      // fat
+    0x2011_bab0, // exfat
+    0x7366_746e, // ntfs3
+];
+
+#[derive(Debug)]
+pub struct Root {
+    pub dir: Arc<OwnedFd>,
+    pub identity: Identity,
+    pub read_only: bool,
+    pub only: Option<CString>,
+    pub shown: Shown,
+    /// A write by this process leaves setuid and setgid as they are, so that the server has to take them away.
+    pub keeps_set_id: bool,
+    /// `/proc/self/fd`: an `O_PATH` descriptor is opened for I/O by its entry there.
+    fds: OwnedFd,
+    /// Numbers from here on are not for the guest's files.
+    pub(super) fd_limit: RawFd,
+}
+
+impl Root {
+    pub fn new(share: Share) -> io::Result<Self> {
+        let stat = stat_fd(&share.root)?;
+        if kind(&stat) != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        let only = share.only.map(CString::new).transpose()?;
+        if let Some(only) = &only {
+            Name::new(only)?;
+        }
+        let fds_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let identity = Identity::of(&stat);
+        Ok(Self {
+            dir: Arc::new(share.root),
+            identity,
+            read_only: share.read_only,
+            only,
+            shown: Shown { ids: Ids::of_process(), root_dev: identity.dev },
+            keeps_set_id: capabilities(None)?.effective.contains(CapabilitySet::FSETID),
+            fds: rustix::fs::openat(CWD, c"/proc/self/fd", fds_flags, Mode::empty())?,
+            fd_limit: raise_fd_limit() - FDS_RESERVED,
+        })
+    }
+
+    /// Opens an entry of a directory without following or opening what it is.
+    /// `entered` is the device of the directory.
+    pub fn open_entry(
+        &self,
+        dir: BorrowedFd<'_>,
+        entered: u64,
+        name: Name<'_>,
+    ) -> Result<(OwnedFd, Statx), Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = self.admit(rustix::fs::openat(dir, name.as_c_str(), flags, Mode::empty())?)?;
+        let stat = stat_fd(&fd)?;
+        if Identity::of(&stat).dev != entered && !stores_files(fd.as_fd())? {
+            return Err(Errno::ACCESS);
+        }
+        Ok((fd, stat))
+    }
+
+    /// Looks at an entry of a directory.
+    pub fn stat_entry(&self, dir: BorrowedFd<'_>, entered: u64, name: Name<'_>) -> Result<Statx, Errno> {
+        let stat = rustix::fs::statx(dir, name.as_c_str(), STAT_FLAGS, STAT_MASK)?;
+        if Identity::of(&stat).dev == entered {
+            return Ok(stat);
+        }
+        self.open_entry(dir, entered, name).map(|(_, stat)| stat)
+    }
+
+    /// Opens for I/O what `fd` refers to, which must be known to be a regular file or a directory: opening a FIFO
+    /// would wait, and opening a device might do anything.
+    pub fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.admit(rustix::fs::openat(
+            &self.fds,
+            DecInt::from_fd(fd),
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+
+    /// Sets the mode of what `fd` refers to, which must not be a symbolic link.
+    pub fn set_mode(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+        rustix::fs::chmodat(&self.fds, DecInt::from_fd(fd), Mode::from_raw_mode(mode), AtFlags::empty())
+    }
+
+    /// Gives what `fd` refers to another name.
+    pub fn link(&self, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: Name<'_>) -> Result<(), Errno> {
+        let old = DecInt::from_fd(fd);
+        rustix::fs::linkat(&self.fds, old, dir, name.as_c_str(), AtFlags::SYMLINK_FOLLOW)
+    }
+
+    /// Takes a descriptor into use, unless the process is running out of them: the kernel gives out the lowest free
+    /// number, so a high one says how many are open.
+    pub fn admit(&self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        if fd.as_raw_fd() < self.fd_limit { Ok(fd) } else { Err(Errno::NFILE) }
+    }
+}
+
+pub fn stat_fd(fd: impl AsFd) -> Result<Statx, Errno> {
+    rustix::fs::statx(fd, c"", STAT_FLAGS | AtFlags::EMPTY_PATH, STAT_MASK)
+}
+
+/// The name of a descriptor for calls that take only a path: the extended attributes.
+pub fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn stores_files(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let magic = rustix::fs::fstatfs(fd)?.f_type;
+    Ok(u32::try_from(magic).is_ok_and(|magic| STORING_FILES.contains(&magic)))
+}
+
+/// Raises the soft limit on descriptors to the hard one and returns it.
+fn raise_fd_limit() -> RawFd {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let limit = if raised.is_ok() { limit.maximum } else { limit.current };
+    limit.and_then(|limit| RawFd::try_from(limit).ok()).unwrap_or(RawFd::MAX)
+}

@@ -1,0 +1,13 @@
+//! Tests of the file system server, from the guest's side.
+//! `client` is a FUSE client without a kernel; the files are by topic. `device` goes through real virtqueues.
+
+mod client;
+
+mod containment;
+mod data;
+mod device;
+mod directories;
+mod entries;
+mod frames;
+mod read_only;
+mod scale;

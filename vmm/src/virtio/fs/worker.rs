@@ -1,0 +1,174 @@
+//! The thread that serves a share's queues.
+//! It owns the queues while the device is active, and the rules for ending: after `stop` it touches no queue. It does
+//! not know what the requests mean.
+#![expect(unsafe_code, reason = "a thread's own umask comes with its own fs_struct, by unshare(2)")]
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::umask;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::server::Server;
+use crate::virtio::{BrokenQueue, Memory, Queue};
+
+/// How long `stop` waits for a request to end. The machine waits with it, so it is short; a request that takes longer
+/// is stuck in the host's file system, and waiting more would stop the whole machine for one share.
+const STOP_WAIT: Duration = Duration::from_millis(100);
+/// Requests served from one queue before the other is looked at.
+const TURN: usize = 64;
+
+/// What worker and device share.
+#[derive(Debug)]
+struct Shared {
+    /// The queues, until the worker is stopped. Held while a queue is touched, never while a request is served.
+    queues: Mutex<Option<Vec<Queue>>>,
+    broken: AtomicBool,
+}
+
+/// Why a worker ends.
+enum End {
+    Stopped,
+    Broken,
+}
+
+impl From<BrokenQueue> for End {
+    fn from(_: BrokenQueue) -> Self {
+        Self::Broken
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Queue>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the queues, unless they are gone.
+    fn with<T>(&self, act: impl FnOnce(&mut [Queue]) -> Result<T, BrokenQueue>) -> Result<T, End> {
+        Ok(act(self.lock().as_mut().ok_or(End::Stopped)?)?)
+    }
+}
+
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+    /// Its other end goes with the thread.
+    ended: Receiver<Infallible>,
+}
+
+impl Worker {
+    /// Starts serving. The queues may hold requests already.
+    pub fn start(name: &str, memory: Memory, queues: Vec<Queue>, server: Server) -> io::Result<Self> {
+        let (until_end, ended) = channel();
+        let shared = Arc::new(Shared { queues: Mutex::new(Some(queues)), broken: AtomicBool::new(false) });
+        let own = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&memory, &own, server, until_end))?;
+        Ok(Self { shared, thread, ended })
+    }
+
+    /// There is something to do. Costs a system call only if the worker sleeps.
+    pub fn wake(&self) -> Result<(), BrokenQueue> {
+        if self.shared.broken.load(Ordering::Acquire) {
+            return Err(BrokenQueue("a file system request broke the rules"));
+        }
+        self.thread.thread().unpark();
+        Ok(())
+    }
+
+    /// Takes the queues away and ends the thread. A thread that is stuck in the host's file system is given back: it
+    /// will end with its request. It holds the guest's memory until then, and if the request is a READ may still
+    /// fill the buffers the guest gave it.
+    pub fn stop(self) -> Option<Stuck> {
+        *self.shared.lock() = None;
+        self.thread.thread().unpark();
+        match self.ended.recv_timeout(STOP_WAIT) {
+            Err(RecvTimeoutError::Timeout) => Some(Stuck(self.thread)),
+            Err(RecvTimeoutError::Disconnected) => {
+                // It has nothing left to do but to end; a panic has aborted the process.
+                let _ended = self.thread.join();
+                None
+            }
+        }
+    }
+}
+
+/// A worker that did not end in time.
+#[derive(Debug)]
+pub struct Stuck(JoinHandle<()>);
+
+impl Stuck {
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// The sender is dropped with the thread.
+fn run(memory: &Memory, shared: &Shared, mut server: Server, _until_end: Sender<Infallible>) {
+    apply_no_umask();
+    match serve(memory, shared, &mut server) {
+        Err(End::Stopped) => (),
+        Err(End::Broken) => shared.broken.store(true, Ordering::Release),
+    }
+}
+
+/// Serves until the end, and sleeps when there is nothing to do.
+fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infallible, End> {
+    loop {
+        shared.with(|queues| queues.iter_mut().try_for_each(|queue| queue.mute_kicks(memory)))?;
+        while serve_turns(memory, shared, server)? {}
+        // What has come in between is announced by no kick.
+        let more = shared.with(|queues| {
+            queues.iter_mut().try_fold(false, |more, queue| Ok(queue.unmute_kicks(memory)? || more))
+        })?;
+        if !more {
+            thread::park();
+        }
+    }
+}
+
+/// Gives each queue a turn; false if there was nothing to do.
+fn serve_turns(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<bool, End> {
+    let count = shared.with(|queues| Ok(queues.len()))?;
+    let mut served = false;
+    for index in 0..count {
+        for _ in 0..TURN {
+            if !serve_one(memory, shared, index, server)? {
+                break;
+            }
+            served = true;
+        }
+    }
+    Ok(served)
+}
+
+/// Serves the next request of a queue; false if it has none.
+fn serve_one(memory: &Memory, shared: &Shared, index: usize, server: &mut Server) -> Result<bool, End> {
+    let Some(mut chain) = shared.with(|queues| queues[index].pop(memory))? else { return Ok(false) };
+    server.serve(&mut chain.reader, &mut chain.writer)?;
+    // The driver is told each time, not once per burst: the next request may take long.
+    shared.with(|queues| {
+        queues[index].complete(memory, chain)?;
+        queues[index].notify(memory)
+    })?;
+    Ok(true)
+}
+
+/// Gives the calling thread an empty umask of its own: the guest's modes come with the guest's umask applied.
+pub fn apply_no_umask() {
+    // SAFETY: with this flag alone the descriptors stay shared, so none of them changes its meaning for any thread;
+    // what is no longer shared is the umask, the root and the working directory, and nothing here depends on others
+    // changing those.
+    let own = unsafe { unshare_unsafe(UnshareFlags::FS) };
+    if own.is_ok() {
+        umask(Mode::empty());
+    }
+}
