@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
 
 use libc::{c_int, iovec, off_t};
 use virtio_queue::DescriptorChain;
@@ -118,14 +119,23 @@ impl<'m> Reader<'m> {
         })
     }
 
-    /// Writes up to `count` bytes to a socket or pipe. Takes as many as were written.
+    /// Writes up to `count` bytes to a socket, without waiting. Takes as many as were written.
     ///
     /// # Errors
-    /// What writev(2) says.
+    /// What sendmsg(2) says; for a peer that is gone that is EPIPE, and no signal.
     pub fn write_to_stream(&mut self, stream: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
         self.0.transfer(count, |iovecs, n| {
-            // SAFETY: as in `write_to_file`.
-            unsafe { libc::writev(stream.as_raw_fd(), iovecs, n) }
+            let message = libc::msghdr {
+                msg_name: ptr::null_mut(),
+                msg_namelen: 0,
+                msg_iov: iovecs.cast_mut(),
+                msg_iovlen: usize::try_from(n).expect("a count"),
+                msg_control: ptr::null_mut(),
+                msg_controllen: 0,
+                msg_flags: 0,
+            };
+            // SAFETY: as in `write_to_file`; the kernel does not write to the iovecs.
+            unsafe { libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
         })
     }
 }

@@ -12,6 +12,8 @@ pub use self::queue::Queue;
 pub use crate::memory::Memory;
 
 mod chain;
+#[cfg(test)]
+mod driver;
 mod queue;
 
 pub mod fs;
