@@ -16,7 +16,11 @@ mod chain;
 mod driver;
 mod queue;
 
+pub mod mmio;
+
+pub mod blk;
 pub mod fs;
+pub mod rng;
 pub mod vsock;
 
 /// The guest broke the rules of a queue: its device stops until the driver resets it
