@@ -6,14 +6,27 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use crate::layout;
+
 /// The most vCPUs a machine can have: one local APIC id each, and the MP table has to fit below 1 MiB.
 pub const CPUS_MAX: u8 = 64;
 /// The least memory, in MiB: the kernel, init and the template's first programs need about half of it.
 pub const MEMORY_MIB_MIN: u32 = 128;
 /// The most memory, in MiB.
 pub const MEMORY_MIB_MAX: u32 = 512 << 10;
-/// The most shares: IO-APIC pins left after the other devices.
-pub const SHARES_MAX: usize = 12;
+/// The most disks and shares together: device slots left beside vsock and rng.
+pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 2;
+
+/// What a configuration asks for that there is not.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("{0} vCPUs: there are between 1 and {CPUS_MAX}")]
+    Cpus(u8),
+    #[error("{0} MiB of memory: there are between {MEMORY_MIB_MIN} and {MEMORY_MIB_MAX}")]
+    Memory(u32),
+    #[error("{0} disks and shares: at most {DEVICES_MAX} fit")]
+    Devices(usize),
+}
 
 /// A machine to be built.
 #[derive(Debug)]
@@ -36,6 +49,23 @@ pub struct Config {
     pub console: File,
     /// Receives the start-up marks, see `marks`.
     pub marks: File,
+}
+
+impl Config {
+    /// Checks what was asked for against the limits above.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let devices = self.disks.len() + self.shares.len();
+        if !(1..=CPUS_MAX).contains(&self.cpus) {
+            return Err(Error::Cpus(self.cpus));
+        }
+        if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
+            return Err(Error::Memory(self.memory_mib));
+        }
+        if devices > DEVICES_MAX {
+            return Err(Error::Devices(devices));
+        }
+        Ok(())
+    }
 }
 
 /// A raw disk image.

@@ -1,9 +1,86 @@
-//! Guest memory: one anonymous mapping per range of RAM.
-//! It owns how memory is mapped and what is laid over it at start. It does not know what the guest keeps where.
+//! Guest memory: one anonymous mapping per range of RAM, with kernel and initramfs laid over it.
+//! It owns how memory is mapped and registered with KVM. It does not know what the guest keeps where.
+#![expect(unsafe_code, reason = "maps files over guest memory and gives host addresses to KVM")]
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::layout;
 
 /// The guest's memory, shared by everything that reads or writes it.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// What can go wrong with guest memory; all of it is the host's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("map {mib} MiB of guest memory")]
+    Map { mib: u64, source: vm_memory::mmap::FromRangesError },
+    #[error("give KVM the memory at {address:#x}")]
+    Register { address: u64, source: kvm_ioctls::Error },
+    #[error("{length} bytes at {address:#x} are not guest memory")]
+    Outside { address: u64, length: u64 },
+    #[error("map a file at {address:#x}")]
+    MapFile { address: u64, source: io::Error },
+}
+
+/// Maps `size` bytes of guest memory. Pages are taken from the host when they are first touched.
+pub fn map(size: u64) -> Result<Memory, Error> {
+    let ranges: Vec<_> = layout::ram(size)
+        .into_iter()
+        .map(|(start, length)| (GuestAddress(start), usize::try_from(length).expect("64-bit host")))
+        .collect();
+    let memory =
+        GuestMemoryMmap::from_ranges(&ranges).map_err(|source| Error::Map { mib: size >> 20, source })?;
+    Ok(Arc::new(memory))
+}
+
+/// Makes `memory` the machine's RAM. To be done before the machine has anything else, when KVM need not wait
+/// for readers of the old memory map.
+pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let guest_phys_addr = region.start_addr().0;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is mapped and stays so: `Machine` keeps `memory` as long as the VM's descriptor.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|source| Error::Register { address: guest_phys_addr, source })?;
+    }
+    Ok(())
+}
+
+/// Lays `length` bytes of `file` from `offset` over the memory at `address`, privately: the guest sees the
+/// file's pages without a copy, and its writes go to copies of its own. Address and offset must be page aligned.
+/// The rest of the last page is what the file has there, or zero after its end.
+pub fn map_file(memory: &Memory, address: u64, file: &File, offset: u64, length: u64) -> Result<(), Error> {
+    let outside = || Error::Outside { address, length };
+    let size = usize::try_from(length).map_err(|_| outside())?;
+    let slice = memory.get_slice(GuestAddress(address), size).map_err(|_| outside())?;
+    let file_offset = libc::off_t::try_from(offset).map_err(|_| outside())?;
+    // SAFETY: the target was just checked to be guest memory, which is replaced by a mapping of the same size
+    // and protection; guest memory is only ever accessed as volatile bytes, so its content may change.
+    let mapped = unsafe {
+        libc::mmap(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            file_offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(Error::MapFile { address, source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
