@@ -1,2 +1,44 @@
-//! The command line.
-fn main() {}
+//! The command line: `coracle`. From argv to an exit code; what lies between is in the modules below.
+//! It owns how errors are told. `vmm` is the same binary's other face: the process that is a running sandbox.
+
+mod args;
+mod argv;
+
+mod agents;
+mod cmd;
+mod config;
+mod env;
+mod units;
+mod workspace;
+
+mod disk;
+mod parts;
+mod places;
+mod store;
+
+mod attach;
+mod command;
+mod launch;
+mod report;
+mod session;
+
+mod output;
+mod sys;
+mod term;
+mod text;
+mod timings;
+
+use std::process::ExitCode;
+
+/// Coracle's own failure, as Docker has it.
+const FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let start_ns = vmm::marks::now_ns();
+    let (verbose, result) = args::run(std::env::args_os().skip(1).collect(), start_ns);
+    let code = result.unwrap_or_else(|error| {
+        output::note(&format!("coracle: {}\n", output::explain(&error, verbose)));
+        FAILURE
+    });
+    ExitCode::from(code)
+}

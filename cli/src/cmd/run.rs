@@ -1,0 +1,316 @@
+//! `coracle run`: the sandbox for an agent and a folder, made or started where need be, and a session in it.
+//! It owns which sandbox a command line means. How one is made is in `store`, how one is entered in `attach`.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use argh::{ArgsInfo, FromArgs};
+use protocol::Stdio;
+use rustix::process::{Pid, Signal, kill_process};
+use vmm::marks::now_ns;
+
+use crate::attach::{Attach, Removed, Visit, plain_lines};
+use crate::cmd::Typed;
+use crate::command::{self, Wishes};
+use crate::config::{self, Request, SandboxConfig};
+use crate::parts::{self, Template};
+use crate::session::{self, Command, Streams};
+use crate::store::{Lock, Sandbox, Store, file, new_id};
+use crate::sys::Signals;
+use crate::text::Raw;
+use crate::timings::{Format, Own};
+use crate::{agents, output};
+
+/// Run an agent, or a command, in a sandbox on this folder.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "run",
+    help_triggers("-h", "--help"),
+    usage = "[FLAGS] AGENT [PATH[:ro]...] [-- ARGS...]",
+    example = "coracle run shell                              bash in a sandbox on this folder
+coracle run --rm shell ~/proj -- make -j4      one command; its exit code is this command's
+echo data | coracle run --rm shell . -- sort   pipes
+coracle run shell . -- -c 'echo hi'            the same as: bash -l -c 'echo hi'
+coracle run shell ~/proj ~/docs:ro             more folders, this one read-only
+coracle run -d --name box --cpus 2 -m 4g shell start it, to use with coracle exec box",
+    note = "The sandbox is created when there is none for this agent and folder, started when it is stopped, and attached to.
+It stays, with all that was installed in it, until coracle rm; it stops by itself when it has been unused for a while.
+Arguments after -- replace the agent's command, or are added to it when the first begins with a dash.
+Input and output are a terminal when this command's are, else three separate streams.",
+    note = "CPUs, memory, disk, idle timeout and folders are fixed when the sandbox is created; to change them, remove it or
+give another --name. Variables of -e and --env-file are kept with a new sandbox, and are for this session alone in
+one that exists. A path that itself ends in :ro is written with a slash behind it."
+)]
+pub struct Args {
+    /// name of the sandbox; the default is AGENT-FOLDER, with a number when another folder's sandbox has that name
+    #[argh(option, arg_name = "NAME")]
+    pub name: Option<Raw>,
+    /// number of CPUs; the default is all of this machine's
+    #[argh(option, arg_name = "N")]
+    pub cpus: Option<Raw>,
+    /// memory, such as 512m or 4g, rounded up to steps of 128m beyond 512m; the default is half of this machine's,
+    /// from 512m to 32g. It is used only as far as it is needed
+    #[argh(option, short = 'm', arg_name = "SIZE")]
+    pub memory: Option<Raw>,
+    /// size of the disk for what is written outside the workspaces; the default is 20g, used only as far as needed
+    #[argh(option, arg_name = "SIZE")]
+    pub disk: Option<Raw>,
+    /// environment variable; KEY alone passes on your own. Can be repeated
+    #[argh(option, short = 'e', arg_name = "KEY[=VALUE]")]
+    pub env: Vec<Raw>,
+    /// file of environment variables, a KEY=VALUE in each line. Can be repeated
+    #[argh(option, arg_name = "FILE")]
+    pub env_file: Vec<Raw>,
+    /// folder of the sandbox to start in; the default is the first workspace
+    #[argh(option, short = 'w', arg_name = "DIR")]
+    pub workdir: Option<Raw>,
+    /// start the sandbox, print its id, and do not attach
+    #[argh(switch, short = 'd')]
+    pub detach: bool,
+    /// a new sandbox, removed when this command ends
+    #[argh(switch)]
+    pub rm: bool,
+    /// stop when no session has been open for this long, such as 30s or 5m; 0 is never, the default is 30s
+    #[argh(option, arg_name = "TIME")]
+    pub idle_timeout: Option<Raw>,
+    /// print on the error stream where the time went; FORMAT is text or json
+    #[argh(option, arg_name = "FORMAT")]
+    pub timings: Option<Raw>,
+    /// print the guest kernel's log on the error stream at the end, all of it, when this command starts the sandbox
+    #[argh(switch)]
+    pub console: bool,
+    /// as in docker; run passes input on anyway
+    #[argh(switch, short = 'i')]
+    #[expect(dead_code, reason = "typed out of habit")]
+    pub interactive: bool,
+    /// as in docker; run takes a terminal anyway where there is one, and with this it insists on one
+    #[argh(switch, short = 't')]
+    pub tty: bool,
+    /// what to run; this Coracle has: shell
+    #[argh(positional, arg_name = "AGENT")]
+    pub agent: Raw,
+    /// folders to show to the sandbox; the first, by default this one, is where it starts
+    #[argh(positional, arg_name = "PATH")]
+    pub paths: Vec<Raw>,
+}
+
+/// How often a sandbox may vanish under this command before it gives up.
+const TRIES: usize = 20;
+const NUMBERS: u32 = 1000;
+
+impl Args {
+    pub fn run(self, typed: Typed) -> Result<u8> {
+        let request = Request::new(&self)?;
+        let format = self.timings.as_ref().map(|format| Format::parse(&format.0)).transpose()?;
+        let tail = typed.tail.unwrap_or_default();
+        ensure!(
+            !self.detach || tail.is_empty(),
+            "-d starts a sandbox without running anything in it; leave out what follows --, or run it with coracle exec"
+        );
+        let stdio = if self.tty || command::on_terminal() && !self.detach {
+            command::terminal()?
+        } else {
+            let wanted = !self.detach;
+            Stdio::Pipes { stdin: wanted, stdout: wanted, stderr: wanted }
+        };
+        let template = parts::ready(request.agent.name, request.disk_mib())?;
+        let argv = match self.detach {
+            // Any command that ends at once shows that the sandbox is up.
+            true => vec![b"true".to_vec()],
+            false => agents::command(&template.command, &tail),
+        };
+        let own = Own { start_ns: typed.start_ns, ..Own::default() };
+        let run =
+            Run { request, template, argv, stdio, detach: self.detach, console: self.console, own, format };
+        run.go()
+    }
+}
+
+/// One `run`, checked: nothing has been changed yet.
+struct Run {
+    request: Request,
+    template: Template,
+    argv: Vec<Vec<u8>>,
+    stdio: Stdio,
+    detach: bool,
+    console: bool,
+    own: Own,
+    format: Option<Format>,
+}
+
+/// A sandbox to run in.
+struct Chosen {
+    sandbox: Sandbox,
+    config: SandboxConfig,
+    /// It was created just now, and is locked.
+    created: Option<Lock>,
+}
+
+impl Run {
+    fn go(mut self) -> Result<u8> {
+        // What would be wrong with the command in a new sandbox is wrong in any.
+        let draft = self.request.config(String::new(), String::new(), 0);
+        if !draft.workspaces.is_empty() {
+            self.command(&draft)?;
+        }
+        let signals = session::take_signals()?;
+        let store = Store::open_or_create()?;
+        for _ in 0..TRIES {
+            let chosen = match self.choose(&store)? {
+                Choice::Found(chosen) => chosen,
+                Choice::New(name) => match self.create(&store, &name)? {
+                    Some(chosen) => chosen,
+                    None => continue,
+                },
+            };
+            match self.visit(&store, chosen, &signals) {
+                Err(error) if error.is::<Removed>() => {}
+                result => return result,
+            }
+        }
+        bail!("other commands keep removing the sandbox; try again")
+    }
+
+    fn command(&self, config: &SandboxConfig) -> Result<Command> {
+        let workdir = self.request.workdir.as_deref();
+        let wishes = Wishes { env: &self.request.env, workdir, user: None, stdio: self.stdio };
+        command::build(&self.template, config, self.argv.clone(), &wishes)
+    }
+
+    /// Which sandbox is meant. `--rm` never means one that is there already: it would remove it.
+    fn choose(&mut self, store: &Store) -> Result<Choice> {
+        if let Some(name) = &self.request.name {
+            let Some(sandbox) = store.open_sandbox(OsStr::new(name))? else {
+                return Ok(Choice::New(name.clone()));
+            };
+            ensure!(
+                !self.request.ephemeral,
+                "sandbox {name} exists, and --rm is for new ones; leave out --rm, or give another --name"
+            );
+            let config = sandbox.config().with_context(|| broken(name))?;
+            self.request.check_against(name, &config)?;
+            return Ok(Choice::Found(Chosen { sandbox, config, created: None }));
+        }
+        if !self.request.ephemeral
+            && let Some((sandbox, config)) = self.sandbox_here(store)?
+        {
+            self.request.check_against(&sandbox.name, &config)?;
+            return Ok(Choice::Found(Chosen { sandbox, config, created: None }));
+        }
+        let agent = self.request.agent.name;
+        let mut names =
+            (1..=NUMBERS).map(|number| config::default_name(agent, &self.request.workspaces[0], number));
+        let free =
+            names.find(|name| store.open_sandbox(OsStr::new(name)).is_ok_and(|sandbox| sandbox.is_none()));
+        Ok(Choice::New(free.context("no name is free for the sandbox; give one with --name")?))
+    }
+
+    /// The sandbox of this agent on this folder: the only one, or the one with the default name.
+    fn sandbox_here(&self, store: &Store) -> Result<Option<(Sandbox, SandboxConfig)>> {
+        let (agent, folder) = (self.request.agent.name, &self.request.workspaces[0]);
+        let mut here: Vec<_> =
+            store.sandboxes()?.into_iter().filter(|sandbox| !sandbox.is_ephemeral()).collect();
+        let mut here: Vec<_> = here
+            .drain(..)
+            .filter_map(|sandbox| Some((sandbox.config().ok()?, sandbox)))
+            .filter(|(config, _)| config.agent == agent && config.workspaces[0].path == folder.path)
+            .map(|(config, sandbox)| (sandbox, config))
+            .collect();
+        let default = config::default_name(agent, folder, 1);
+        let index = match here.len() {
+            0 => return Ok(None),
+            1 => 0,
+            _ => here.iter().position(|(sandbox, _)| sandbox.name == default).with_context(|| {
+                let names: Vec<_> = here.iter().map(|(sandbox, _)| sandbox.name.as_str()).collect();
+                format!("several sandboxes are on this folder ({}); say which with --name", names.join(", "))
+            })?,
+        };
+        Ok(Some(here.swap_remove(index)))
+    }
+
+    /// A new sandbox; `None` when another command has taken the name meanwhile.
+    fn create(&mut self, store: &Store, name: &str) -> Result<Option<Chosen>> {
+        self.request.complete()?;
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let config = self.request.config(new_id()?, self.template.sha256.clone(), now_s);
+        self.command(&config)?;
+        let draft = store.draft(&config, &parts::disk(config.disk_mib)?, self.request.ephemeral)?;
+        match store.publish(draft, name)? {
+            Ok((sandbox, lock)) => Ok(Some(Chosen { sandbox, config, created: Some(lock) })),
+            Err(draft) => {
+                store.discard(draft);
+                Ok(None)
+            }
+        }
+    }
+
+    fn visit(&mut self, store: &Store, chosen: Chosen, signals: &Signals) -> Result<u8> {
+        let Chosen { sandbox, config, created: lock } = chosen;
+        let command = self.command(&config)?;
+        let created = lock.is_some();
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
+        let attach = Attach { store, sandbox: &sandbox, streams, signals, console: self.console };
+        let visit = attach.run(&command, lock);
+        self.own.exit_code_ns = now_ns();
+        if self.console && visit.launched.is_some() {
+            print_console(&sandbox);
+        }
+        // One that never worked is not kept either: the next run starts afresh.
+        if self.request.ephemeral && !self.detach || created && !visit.entered {
+            remove(store, &sandbox, &visit)?;
+        }
+        self.report(visit, &config)
+    }
+
+    fn report(&mut self, visit: Visit, config: &SandboxConfig) -> Result<u8> {
+        let marks = visit.launched.map(|launched| launched.marks);
+        let attached = visit.attached?;
+        self.own.first_byte_ns = attached.first_byte_ns;
+        if let Some(marks) = &marks {
+            self.own.record(marks);
+        }
+        if let Some(format) = self.format {
+            output::note(&self.own.report(marks.as_ref(), format));
+        }
+        if let Some(message) = attached.message {
+            output::note(&format!("coracle: {message}\n"));
+        } else if self.detach && attached.code == 0 {
+            output::print(&format!("{}\n", config.id))?;
+        }
+        Ok(attached.code)
+    }
+}
+
+enum Choice {
+    Found(Chosen),
+    New(String),
+}
+
+pub fn broken(name: &str) -> String {
+    format!("sandbox {name} is broken; coracle rm -f {name} removes it")
+}
+
+/// Out of sight at once; the VMM removes the rest when it has ended, which nobody waits for.
+fn remove(store: &Store, sandbox: &Sandbox, visit: &Visit) -> Result<()> {
+    store.trash(sandbox)?;
+    match &visit.launched {
+        Some(launched) => {
+            let _ = kill_process(Pid::from_child(&launched.child), Signal::TERM);
+        }
+        None => drop(sandbox.signal(Signal::TERM)),
+    }
+    if visit.attached.is_err() {
+        store.collect_garbage();
+    }
+    Ok(())
+}
+
+fn print_console(sandbox: &Sandbox) {
+    let log = sandbox.open_file(file::CONSOLE).and_then(|file| Ok(io::read_to_string(file)?));
+    output::note(&(plain_lines(&log.unwrap_or_default()) + "\n"));
+}

@@ -1,0 +1,55 @@
+//! What a session is to run: template, sandbox and command line put together.
+//! It owns which of them wins. It encodes nothing and sends nothing.
+
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::{Result, ensure};
+use protocol::{Exec, Stdio};
+
+use crate::config::SandboxConfig;
+use crate::parts::Template;
+use crate::session::Command;
+use crate::{env, term};
+
+/// What a command line says about the command, besides the command.
+pub struct Wishes<'a> {
+    pub env: &'a [OsString],
+    pub workdir: Option<&'a OsStr>,
+    pub user: Option<&'a str>,
+    pub stdio: Stdio,
+}
+
+/// The command for a sandbox: it starts in the first workspace, as the template's user, unless something else was wished.
+pub fn build(
+    template: &Template,
+    config: &SandboxConfig,
+    argv: Vec<Vec<u8>>,
+    wishes: &Wishes<'_>,
+) -> Result<Command> {
+    let stored = config.env();
+    let term = matches!(wishes.stdio, Stdio::Tty(_)).then(env::term);
+    let layers = template.env.iter().map(OsStr::new).chain(term.as_deref());
+    let layers = layers.chain(stored.iter().chain(wishes.env).map(OsString::as_os_str));
+    let first = config.workspaces[0].path.as_os_str();
+    Command::new(Exec {
+        argv,
+        env: env::merge(layers),
+        cwd: wishes.workdir.unwrap_or(first).as_bytes().to_vec(),
+        user: wishes.user.unwrap_or(&template.user).to_owned(),
+        stdio: wishes.stdio,
+    })
+}
+
+/// Whether this command's input and output are a terminal.
+pub fn on_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// A terminal of this one's size.
+pub fn terminal() -> Result<Stdio> {
+    ensure!(on_terminal(), "-t needs a terminal for input and output, and there is none; leave it out");
+    Ok(Stdio::Tty(term::size(std::io::stdin().as_fd())))
+}

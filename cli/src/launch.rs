@@ -1,0 +1,79 @@
+//! Starting a sandbox's VMM, and connecting to it.
+//! The listener is there before the process is, so a connection never has to be tried twice: it waits in the backlog.
+//! The lock goes to the VMM by inheritance, so it is held without a gap. It does not wait for the guest.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use vmm::marks::{self, Mark};
+
+use crate::store::{Lock, Sandbox, file};
+
+/// This very program, even if its file has been replaced or removed since it was started.
+const SELF: &str = "/proc/self/exe";
+
+/// A VMM that this command has started.
+#[derive(Debug)]
+pub struct Launched {
+    pub child: Child,
+    pub marks: File,
+}
+
+/// Starts the VMM of a sandbox whose lock is ours. `program` is `None` but in tests.
+pub fn start(sandbox: &Sandbox, lock: Lock, console: bool, program: Option<&str>) -> Result<Launched> {
+    let listener = listen(sandbox)?;
+    let marks = sandbox.create_file(file::MARKS)?;
+    // Emptied now: what is in it later is from this start.
+    sandbox.create_file(file::EXIT)?;
+    let log = sandbox.create_file(file::LOG)?;
+    let mut command = Command::new(program.unwrap_or(SELF));
+    command.arg0("coracle").arg("vmm").arg("--dir").arg(&sandbox.path);
+    if console {
+        command.arg("--console");
+    }
+    // The two descriptors that it must inherit are its standard ones: nothing else has to be open across the exec. A
+    // process group of its own keeps the terminal's signals away from it.
+    let spawned_ns = marks::now_ns();
+    let holder = lock.0.try_clone().context("duplicate the lock")?;
+    let child = command
+        .stdin(Stdio::from(holder))
+        .stdout(Stdio::from(OwnedFd::from(listener)))
+        .stderr(Stdio::from(log))
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .context("start the VMM")?;
+    lock.write_pid(child.id()).context("write the lock")?;
+    marks::record(&marks, Mark::VmmSpawned, spawned_ns);
+    Ok(Launched { child, marks })
+}
+
+fn listen(sandbox: &Sandbox) -> Result<UnixListener> {
+    // One left by a VMM that is gone: the lock is ours.
+    match unlinkat(&sandbox.dir, file::SOCKET, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error).context("remove the old socket"),
+    }
+    UnixListener::bind(short_path(sandbox)).context("create the socket")
+}
+
+/// Connects to a sandbox's VMM; does not wait for it.
+pub fn connect_to(sandbox: &Sandbox) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connection = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&connection, &SocketAddrUnix::new(short_path(sandbox))?)?;
+    Ok(connection)
+}
+
+/// The socket by way of the folder's descriptor: an address holds 108 bytes (Linux man-pages, unix(7)), which a state
+/// folder's path easily exceeds; and it is this folder's socket, whatever it is called by now.
+fn short_path(sandbox: &Sandbox) -> String {
+    format!("/proc/self/fd/{}/{}", sandbox.dir.as_raw_fd(), file::SOCKET)
+}

@@ -1,0 +1,398 @@
+//! The sandboxes of this user on disk, a folder each under the state folder; there is no index to go out of step.
+//! The lock in a sandbox's folder, held by its living VMM (or by the command that makes, starts or removes it), is the
+//! only truth for "running": it ends with the process that holds it, however that ends. What a killed command leaves
+//! has a name that begins with a dot, or a free lock, and is collected by the next one. It starts and stops nothing.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, accessat, flock, fstat, openat, renameat_with, statat,
+};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::config::{self, NAME_RULE, SandboxConfig};
+use crate::text::{nearest, plain, quoted};
+use crate::{disk, places};
+
+/// The files of a sandbox.
+pub mod file {
+    pub const CONFIG: &str = "config.json";
+    pub const DISK: &str = "disk.img";
+    pub const LOCK: &str = "lock";
+    pub const SOCKET: &str = "exec.sock";
+    pub const CONSOLE: &str = "console.log";
+    pub const MARKS: &str = "marks";
+    pub const EXIT: &str = "exit.json";
+    /// What the VMM process itself had to say, before it could do better.
+    pub const LOG: &str = "vmm.log";
+    /// There: the sandbox goes when its VM does.
+    pub const EPHEMERAL: &str = "ephemeral";
+}
+
+const CONFIG_MAX: u64 = 8 << 20;
+const NEW: &str = ".new-";
+const TRASH: &str = ".trash-";
+/// A folder that is ours alone.
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// The folder of all sandboxes.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+/// A sandbox's folder, opened: it stays the same one when it is renamed, and nothing is read from it yet.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub name: String,
+    pub path: PathBuf,
+    pub dir: OwnedFd,
+}
+
+/// The right to start or remove a sandbox. It is the open file that counts: a child that inherits it keeps the lock.
+#[derive(Debug)]
+pub struct Lock(pub File);
+
+#[derive(Debug)]
+pub enum Locked {
+    Ours(Lock),
+    /// A VMM, or another command, has it.
+    Busy,
+    /// The sandbox has been removed since it was opened.
+    Gone,
+}
+
+/// A sandbox that is being made. Dropping it unpublished leaves it to be collected.
+#[derive(Debug)]
+pub struct Draft {
+    temporary: String,
+    dir: OwnedFd,
+    lock: Lock,
+}
+
+impl Store {
+    /// The store if there is one; changes nothing.
+    pub fn open() -> Result<Option<Self>> {
+        let path = places::state()?.join("sandboxes");
+        match rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => Ok(Some(Self { path, dir })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("open {}", plain(&path))),
+        }
+    }
+
+    /// The store, made where there is none, and rid of what killed commands have left.
+    pub fn open_or_create() -> Result<Self> {
+        let store = match Self::open()? {
+            Some(store) => store,
+            None => {
+                let path = places::state()?.join("sandboxes");
+                let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+                made.with_context(|| format!("create {}; is your home folder writable?", plain(&path)))?;
+                Self::open()?.with_context(|| format!("open {}", plain(&path)))?
+            }
+        };
+        store.collect_garbage();
+        Ok(store)
+    }
+
+    /// The names in the store, sorted, whatever they are the names of.
+    pub fn names(&self) -> Result<Vec<std::ffi::OsString>> {
+        let entries = fs::read_dir(&self.path).with_context(|| format!("read {}", plain(&self.path)))?;
+        let mut names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+        names.sort();
+        Ok(names)
+    }
+
+    /// The sandbox of exactly this name.
+    pub fn open_sandbox(&self, name: &OsStr) -> Result<Option<Sandbox>> {
+        let Some(name) = name.to_str().filter(|name| config::is_name(name)) else {
+            bail!("{} is not a sandbox's name ({NAME_RULE})", quoted(name));
+        };
+        match openat(&self.dir, name, OFlags::RDONLY | DIRECTORY, Mode::empty()) {
+            Ok(dir) => Ok(Some(Sandbox { name: name.to_owned(), path: self.path.join(name), dir })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => bail!("it is not a folder"),
+            Err(error) => Err(error).context("its folder cannot be opened"),
+        }
+    }
+
+    /// The store, for a command that looks for the sandbox `typed`: without a store there is none.
+    pub fn existing(typed: &OsStr) -> Result<Self> {
+        let none = || anyhow!(NotFound(format!("no sandbox {}; coracle run makes one", quoted(typed))));
+        Self::open()?.ok_or_else(none)
+    }
+
+    /// The sandbox that a user means by a name, or by the beginning of an id that no other has.
+    pub fn find(&self, typed: &OsStr) -> Result<Sandbox> {
+        if typed.to_str().is_some_and(config::is_name)
+            && let Some(sandbox) =
+                self.open_sandbox(typed).with_context(|| format!("sandbox {}", quoted(typed)))?
+        {
+            return Ok(sandbox);
+        }
+        let is_id = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let Some(prefix) = typed.to_str().filter(is_id) else { return Err(self.not_found(typed)) };
+        let mut matches = self.sandboxes()?;
+        matches.retain(|sandbox| sandbox.config().is_ok_and(|config| config.id.starts_with(prefix)));
+        match matches.len() {
+            0 => Err(self.not_found(typed)),
+            1 => Ok(matches.remove(0)),
+            _ => {
+                let names: Vec<_> = matches.iter().map(|sandbox| sandbox.name.as_str()).collect();
+                bail!(
+                    "id {} is that of several sandboxes ({}); type more of it",
+                    quoted(typed),
+                    names.join(", ")
+                )
+            }
+        }
+    }
+
+    fn not_found(&self, typed: &OsStr) -> anyhow::Error {
+        let names = self.names().unwrap_or_default();
+        let known = names.iter().filter_map(|name| name.to_str());
+        let guess = typed.to_str().and_then(|typed| nearest(typed, known));
+        let guess = guess.map(|guess| format!("did you mean {}? ", plain(guess))).unwrap_or_default();
+        anyhow!(NotFound(format!("no sandbox {}; {guess}coracle ls lists them", quoted(typed))))
+    }
+
+    /// All folders that could be sandboxes; those that cannot be opened are left out.
+    pub fn sandboxes(&self) -> Result<Vec<Sandbox>> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| self.open_sandbox(name).ok().flatten()).collect())
+    }
+
+    /// Makes a sandbox that nobody sees yet, and locks it.
+    pub fn draft(&self, config: &SandboxConfig, fresh_disk: &Path, ephemeral: bool) -> Result<Draft> {
+        // The collector may take a folder that is not locked yet; a second try has another name.
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let temporary = format!("{NEW}{}", new_id()?);
+            rustix::fs::mkdirat(&self.dir, &*temporary, Mode::RWXU).context("create the sandbox's folder")?;
+            let Ok(dir) = openat(&self.dir, &*temporary, OFlags::RDONLY | DIRECTORY, Mode::empty()) else {
+                continue;
+            };
+            let Locked::Ours(lock) = self.lock_dir(&dir, &temporary)? else { continue };
+            let draft = Draft { temporary, dir, lock };
+            if let Err(error) = draft.fill(config, fresh_disk, ephemeral) {
+                let _ = fs::remove_dir_all(self.path.join(&draft.temporary));
+                return Err(error);
+            }
+            return Ok(draft);
+        }
+        bail!("another command keeps removing what this one creates; try again")
+    }
+
+    /// Gives a draft its name, all at once; the draft comes back when the name is taken.
+    pub fn publish(&self, draft: Draft, name: &str) -> Result<Result<(Sandbox, Lock), Draft>> {
+        match renameat_with(&self.dir, &*draft.temporary, &self.dir, name, RenameFlags::NOREPLACE) {
+            Ok(()) => {
+                let sandbox = Sandbox { name: name.to_owned(), path: self.path.join(name), dir: draft.dir };
+                Ok(Ok((sandbox, draft.lock)))
+            }
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(Err(draft)),
+            Err(error) => Err(error).with_context(|| format!("name the sandbox {name}")),
+        }
+    }
+
+    pub fn discard(&self, draft: Draft) {
+        let _ = fs::remove_dir_all(self.path.join(&draft.temporary));
+    }
+
+    /// Tries for the sandbox's lock; does not wait.
+    pub fn lock(&self, sandbox: &Sandbox) -> Result<Locked> {
+        self.lock_dir(&sandbox.dir, &sandbox.name).with_context(|| format!("lock sandbox {}", sandbox.name))
+    }
+
+    fn lock_dir(&self, dir: &OwnedFd, name: &str) -> Result<Locked> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match openat(dir, file::LOCK, flags, PRIVATE) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(Locked::Gone),
+            Err(error) => return Err(error).context("open its lock"),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(Locked::Busy),
+            Err(error) => return Err(error).context("take its lock"),
+        }
+        // Between opening and locking, it may have been removed, and another made in its place.
+        let still = statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|now| {
+            fstat(dir).is_ok_and(|then| (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino))
+        });
+        let linked = fstat(&file).is_ok_and(|stat| stat.st_nlink > 0);
+        Ok(if still && linked { Locked::Ours(Lock(file.into())) } else { Locked::Gone })
+    }
+
+    /// Takes a sandbox out of sight, and frees its name, in one step. `None` when somebody else already has.
+    pub fn trash(&self, sandbox: &Sandbox) -> Result<Option<PathBuf>> {
+        let trash = format!("{TRASH}{}", new_id()?);
+        match renameat_with(&self.dir, &*sandbox.name, &self.dir, &*trash, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(Some(self.path.join(trash))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("remove sandbox {}", sandbox.name)),
+        }
+    }
+
+    /// Removes what was left by commands that were killed. Nobody waits for it to succeed: the next one tries again.
+    pub fn collect_garbage(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            let hidden = name.starts_with(NEW) || name.starts_with(TRASH);
+            if hidden || config::is_name(&name) && self.is_ephemeral(&name) {
+                let _ = self.collect(&name, hidden);
+            }
+        }
+    }
+
+    fn is_ephemeral(&self, name: &str) -> bool {
+        let marker = format!("{name}/{}", file::EPHEMERAL);
+        accessat(&self.dir, marker, rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    fn collect(&self, name: &str, hidden: bool) -> Result<()> {
+        let dir = openat(&self.dir, name, OFlags::RDONLY | DIRECTORY, Mode::empty())?;
+        let locked = self.lock_dir(&dir, name)?;
+        let sandbox = Sandbox { name: name.to_owned(), path: self.path.join(name), dir };
+        // The lock stays ours until all is gone.
+        let Locked::Ours(_lock) = locked else {
+            // An `rm` was killed before it could say so to the VMM; one that is ending already does not mind.
+            if name.starts_with(TRASH) {
+                sandbox.signal(Signal::TERM);
+            }
+            return Ok(());
+        };
+        if hidden {
+            return Ok(fs::remove_dir_all(&sandbox.path)?);
+        }
+        let trash = self.trash(&sandbox)?;
+        trash.map_or(Ok(()), |trash| Ok(fs::remove_dir_all(trash)?))
+    }
+}
+
+impl Draft {
+    fn fill(&self, config: &SandboxConfig, fresh_disk: &Path, ephemeral: bool) -> Result<()> {
+        let json = serde_json::to_vec_pretty(config).context("encode config.json")?;
+        let mut file = create(&self.dir, file::CONFIG)?;
+        file.write_all(&json).context("write config.json")?;
+        let image = create(&self.dir, file::DISK)?;
+        disk::copy(fresh_disk, &image, config.disk_mib << 20).context("create the sandbox's disk")?;
+        if ephemeral {
+            create(&self.dir, file::EPHEMERAL)?;
+        } else {
+            // After a power cut the sandbox is whole or not there; one that goes anyway need not be.
+            file.sync_all().and_then(|()| image.sync_all()).context("write the sandbox to disk")?;
+        }
+        Ok(())
+    }
+}
+
+impl Sandbox {
+    pub fn config(&self) -> Result<SandboxConfig> {
+        let file = self.open_file(file::CONFIG)?;
+        let mut json = Vec::new();
+        file.take(CONFIG_MAX + 1).read_to_end(&mut json).context("config.json cannot be read")?;
+        ensure!(json.len() as u64 <= CONFIG_MAX, "config.json is too long");
+        SandboxConfig::parse(&json)
+    }
+
+    /// Whether somebody holds the lock. A test for people: by the time it returns, it may be otherwise.
+    pub fn is_running(&self) -> bool {
+        let Ok(lock) = self.open_file(file::LOCK) else { return false };
+        flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    }
+
+    pub fn is_ephemeral(&self) -> bool {
+        accessat(&self.dir, file::EPHEMERAL, rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Sends a signal to the VMM; false when there is none.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let Some(process) = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+            return false;
+        };
+        // While the lock is held the number means the process that holds it, so this is the one that was opened.
+        self.is_running() && pidfd_send_signal(process, signal).is_ok()
+    }
+
+    /// The VMM's process, as the command that started it wrote it into the lock.
+    fn pid(&self) -> Option<Pid> {
+        let mut text = String::new();
+        self.open_file(file::LOCK).ok()?.take(16).read_to_string(&mut text).ok()?;
+        Pid::from_raw(text.trim_end().parse().ok().filter(|&pid| pid > 1)?)
+    }
+
+    /// Opens one of the sandbox's files to read. A regular file: a FIFO put there would block us.
+    pub fn open_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => bail!("{name} is missing"),
+            Err(error) => return Err(error).with_context(|| format!("{name} cannot be opened")),
+        };
+        ensure!(file.metadata().is_ok_and(|it| it.is_file()), "{name} is not a file");
+        Ok(file)
+    }
+
+    /// The marks of a start, made empty by the command that started the VMM.
+    pub fn open_marks(&self) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat(&self.dir, file::MARKS, flags, Mode::empty()).context("open marks")?.into())
+    }
+
+    /// Creates or empties one of the sandbox's files.
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        create(&self.dir, name)
+    }
+}
+
+impl Lock {
+    /// Says whose the lock is from now on.
+    pub fn write_pid(&self, pid: u32) -> std::io::Result<()> {
+        self.0.write_all_at(format!("{pid:<15}\n").as_bytes(), 0)
+    }
+}
+
+fn create(dir: &OwnedFd, name: &str) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(dir, name, flags, PRIVATE).with_context(|| format!("create {name}"))?;
+    Ok(file.into())
+}
+
+/// Whether that is the name of a sandbox that is being removed.
+pub fn is_trash(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TRASH.as_bytes())
+}
+
+/// 12 hexadecimal digits that nobody has had before.
+pub fn new_id() -> Result<String> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a random id")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What `rm -f` does not mind.
+#[derive(Debug)]
+pub struct NotFound(String);
+
+impl std::fmt::Display for NotFound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotFound {}
+
+#[cfg(test)]
+mod tests;
