@@ -47,8 +47,10 @@ pub fn dispatch(
             encode_opened(files.create(node, name, &request)?, reply);
         }
         Opcode::Tmpfile => {
-            // The name is the guest's own.
-            let (request, _) = body.with_name::<CreateIn>()?;
+            // Linux sends the name its own entry has, which is a slash.
+            let mut body = body;
+            let (request, _) = (body.take::<CreateIn>()?, body.text()?);
+            body.end()?;
             encode_opened(files.tmpfile(node, &request)?, reply);
         }
         Opcode::Read => drop(files.read(node, &body.only::<ReadIn>()?, writer)?),

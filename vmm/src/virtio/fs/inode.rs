@@ -181,8 +181,10 @@ impl Table {
     }
 
     fn locate(&mut self, node: Node, parent: Node, name: Name<'_>) {
+        let full = self.bytes > BYTES_MAX;
         let Some(inode) = self.get_mut(node) else { return };
-        if node == Node::ROOT || node == parent || inode.location() == Some((parent, name)) {
+        // Without room for a longer name the old place stays, where the file is not found any more.
+        if full || node == Node::ROOT || node == parent || inode.location() == Some((parent, name)) {
             return;
         }
         let old = inode.location.replace(Location { parent, name: name.as_c_str().into() });

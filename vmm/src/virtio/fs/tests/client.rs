@@ -107,11 +107,11 @@ impl Client {
 
     pub fn init(&mut self) -> Answer<InitOut> {
         let request = InitIn { major: MAJOR, minor: 41, max_readahead: 1 << 17, flags: u32::MAX };
-        self.get(Opcode::Init, 0, Bytes::of(&request))
+        self.get(Opcode::Init, 0, &Bytes::of(&request))
     }
 
     /// Sends a request and takes the body of the reply.
-    pub fn call(&mut self, opcode: Opcode, node: u64, body: Bytes) -> Answer<&[u8]> {
+    pub fn call(&mut self, opcode: Opcode, node: u64, body: &Bytes) -> Answer<&[u8]> {
         self.unique += 1;
         let header = InHeader {
             len: u32::try_from(InHeader::SIZE + body.0.len()).unwrap(),
@@ -139,19 +139,19 @@ impl Client {
     }
 
     /// Sends a request whose reply is one value.
-    pub fn get<T: Wire>(&mut self, opcode: Opcode, node: u64, body: Bytes) -> Answer<T> {
+    pub fn get<T: Wire>(&mut self, opcode: Opcode, node: u64, body: &Bytes) -> Answer<T> {
         let mut reply = self.call(opcode, node, body)?;
         let value = T::decode(&mut reply).expect("reply is too short");
         assert!(reply.is_empty(), "reply is too long");
         Ok(value)
     }
 
-    pub fn run(&mut self, opcode: Opcode, node: u64, body: Bytes) -> Answer<()> {
+    pub fn run(&mut self, opcode: Opcode, node: u64, body: &Bytes) -> Answer<()> {
         self.call(opcode, node, body).map(|reply| assert!(reply.is_empty(), "reply is not empty"))
     }
 
     pub fn lookup(&mut self, parent: u64, name: &str) -> Answer<EntryOut> {
-        self.get(Opcode::Lookup, parent, Bytes::default().name(name))
+        self.get(Opcode::Lookup, parent, &Bytes::default().name(name))
     }
 
     /// The node of a path of existing entries.
@@ -160,65 +160,65 @@ impl Client {
     }
 
     pub fn forget(&mut self, node: u64, lookups: u64) {
-        self.run(Opcode::Forget, node, Bytes::of(&ForgetIn { lookups })).unwrap();
+        self.run(Opcode::Forget, node, &Bytes::of(&ForgetIn { lookups })).unwrap();
     }
 
     pub fn getattr(&mut self, node: u64) -> Answer<AttrOut> {
-        self.get(Opcode::Getattr, node, Bytes::of(&GetattrIn::default()))
+        self.get(Opcode::Getattr, node, &Bytes::of(&GetattrIn::default()))
     }
 
     pub fn setattr(&mut self, node: u64, request: SetattrIn) -> Answer<AttrOut> {
-        self.get(Opcode::Setattr, node, Bytes::of(&request))
+        self.get(Opcode::Setattr, node, &Bytes::of(&request))
     }
 
     pub fn mkdir(&mut self, parent: u64, name: &str) -> Answer<EntryOut> {
-        self.get(Opcode::Mkdir, parent, Bytes::of(&MkdirIn { mode: 0o755, umask: 0 }).name(name))
+        self.get(Opcode::Mkdir, parent, &Bytes::of(&MkdirIn { mode: 0o755, umask: 0 }).name(name))
     }
 
     pub fn mknod(&mut self, parent: u64, name: &str, mode: u32, rdev: u32) -> Answer<EntryOut> {
-        self.get(Opcode::Mknod, parent, Bytes::of(&MknodIn { mode, rdev, ..MknodIn::default() }).name(name))
+        self.get(Opcode::Mknod, parent, &Bytes::of(&MknodIn { mode, rdev, ..MknodIn::default() }).name(name))
     }
 
     pub fn symlink(&mut self, parent: u64, name: &str, target: &str) -> Answer<EntryOut> {
-        self.get(Opcode::Symlink, parent, Bytes::default().name(name).name(target))
+        self.get(Opcode::Symlink, parent, &Bytes::default().name(name).name(target))
     }
 
     pub fn link(&mut self, old_node: u64, parent: u64, name: &str) -> Answer<EntryOut> {
-        self.get(Opcode::Link, parent, Bytes::of(&LinkIn { old_node }).name(name))
+        self.get(Opcode::Link, parent, &Bytes::of(&LinkIn { old_node }).name(name))
     }
 
     pub fn unlink(&mut self, parent: u64, name: &str) -> Answer<()> {
-        self.run(Opcode::Unlink, parent, Bytes::default().name(name))
+        self.run(Opcode::Unlink, parent, &Bytes::default().name(name))
     }
 
     pub fn rename(&mut self, old: (u64, &str), new: (u64, &str), flags: u32) -> Answer<()> {
         let request = Rename2In { new_parent: new.0, flags, padding: 0 };
-        self.run(Opcode::Rename2, old.0, Bytes::of(&request).name(old.1).name(new.1))
+        self.run(Opcode::Rename2, old.0, &Bytes::of(&request).name(old.1).name(new.1))
     }
 
     pub fn open(&mut self, node: u64, flags: i32) -> Answer<u64> {
         let request = OpenIn { flags: flags.cast_unsigned(), open_flags: 0 };
-        self.get::<OpenOut>(Opcode::Open, node, Bytes::of(&request)).map(|out| out.fh)
+        self.get::<OpenOut>(Opcode::Open, node, &Bytes::of(&request)).map(|out| out.fh)
     }
 
     pub fn opendir(&mut self, node: u64) -> Answer<u64> {
-        self.get::<OpenOut>(Opcode::Opendir, node, Bytes::of(&OpenIn::default())).map(|out| out.fh)
+        self.get::<OpenOut>(Opcode::Opendir, node, &Bytes::of(&OpenIn::default())).map(|out| out.fh)
     }
 
     pub fn create(&mut self, parent: u64, name: &str, flags: i32, mode: u32) -> Answer<(EntryOut, u64)> {
         let request = CreateIn { flags: flags.cast_unsigned(), mode, umask: 0o777, open_flags: 0 };
-        let mut reply = self.call(Opcode::Create, parent, Bytes::of(&request).name(name))?;
+        let mut reply = self.call(Opcode::Create, parent, &Bytes::of(&request).name(name))?;
         let entry = EntryOut::decode(&mut reply).unwrap();
         Ok((entry, OpenOut::decode(&mut reply).unwrap().fh))
     }
 
     pub fn release(&mut self, node: u64, fh: u64) -> Answer<()> {
-        self.run(Opcode::Release, node, Bytes::of(&ReleaseIn { fh, ..ReleaseIn::default() }))
+        self.run(Opcode::Release, node, &Bytes::of(&ReleaseIn { fh, ..ReleaseIn::default() }))
     }
 
     pub fn read(&mut self, node: u64, fh: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
         let request = ReadIn { fh, offset, size, ..ReadIn::default() };
-        self.call(Opcode::Read, node, Bytes::of(&request)).map(<[u8]>::to_vec)
+        self.call(Opcode::Read, node, &Bytes::of(&request)).map(<[u8]>::to_vec)
     }
 
     pub fn write(&mut self, node: u64, fh: u64, offset: u64, data: &[u8]) -> Answer<u32> {
@@ -227,7 +227,7 @@ impl Client {
 
     pub fn write_with(&mut self, node: u64, request: WriteIn, data: &[u8]) -> Answer<u32> {
         let request = WriteIn { size: u32::try_from(data.len()).unwrap(), ..request };
-        self.get::<WriteOut>(Opcode::Write, node, Bytes::of(&request).raw(data)).map(|out| out.size)
+        self.get::<WriteOut>(Opcode::Write, node, &Bytes::of(&request).raw(data)).map(|out| out.size)
     }
 
     /// One READDIR or READDIRPLUS: entries with their node, which is 0 for READDIR.
@@ -240,7 +240,7 @@ impl Client {
         size: u32,
     ) -> Answer<Vec<(u64, Dirent, String)>> {
         let request = ReadIn { fh, offset, size, ..ReadIn::default() };
-        let mut reply = self.call(opcode, node, Bytes::of(&request))?;
+        let mut reply = self.call(opcode, node, &Bytes::of(&request))?;
         assert!(reply.len() <= size as usize);
         let mut entries = Vec::new();
         while !reply.is_empty() {
@@ -266,7 +266,7 @@ impl Client {
                 entries.into_iter().map(|(_, _, name)| name).filter(|name| name != "." && name != ".."),
             );
         }
-        self.run(Opcode::Releasedir, node, Bytes::of(&ReleaseIn { fh, ..ReleaseIn::default() })).unwrap();
+        self.run(Opcode::Releasedir, node, &Bytes::of(&ReleaseIn { fh, ..ReleaseIn::default() })).unwrap();
         names.sort();
         names
     }

@@ -116,14 +116,14 @@ fn attack(client: &mut Client) {
     let _any = client.mkdir(dir, "made");
     let _any = client.symlink(dir, "made-link", "x");
     let _any = client.mknod(dir, "made-fifo", libc::S_IFIFO | 0o666, 0);
-    let _any = client.run(Opcode::Rmdir, dir, Bytes::default().name("made"));
+    let _any = client.run(Opcode::Rmdir, dir, &Bytes::default().name("made"));
     if let Ok(canary) = client.lookup(dir, "canary") {
         client.server.forget_descriptors();
         let all =
             SetattrIn { valid: set::MODE | set::SIZE | set::MTIME, mode: 0o777, ..SetattrIn::default() };
         let _any = client.setattr(canary.node, all);
         let xattr = Bytes::of(&SetxattrIn { size: 1, flags: 0 }).name("user.x").raw(b"v");
-        let _any = client.run(Opcode::Setxattr, canary.node, xattr);
+        let _any = client.run(Opcode::Setxattr, canary.node, &xattr);
         if let Ok(fh) = client.open(canary.node, libc::O_RDWR) {
             assert_ne!(client.read(canary.node, fh, 0, 100).unwrap_or_default(), b"secret");
             let _any = client.write(canary.node, fh, 0, b"overwritten");

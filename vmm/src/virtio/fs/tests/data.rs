@@ -27,8 +27,8 @@ fn what_is_written_is_read_back() {
         assert_eq!(client.read(entry.node, fh, offset, 10), Err(Errno::INVAL));
         assert_eq!(client.write(entry.node, fh, offset, b"x"), Err(Errno::INVAL));
     }
-    client.run(Opcode::Fsync, entry.node, Bytes::of(&FsyncIn { fh, flags: 1, padding: 0 })).unwrap();
-    client.run(Opcode::Fsync, entry.node, Bytes::of(&FsyncIn { fh, ..FsyncIn::default() })).unwrap();
+    client.run(Opcode::Fsync, entry.node, &Bytes::of(&FsyncIn { fh, flags: 1, padding: 0 })).unwrap();
+    client.run(Opcode::Fsync, entry.node, &Bytes::of(&FsyncIn { fh, ..FsyncIn::default() })).unwrap();
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn a_write_of_another_size_than_its_data_is_refused() {
     let (entry, fh) = client.create(client.root, "f", libc::O_RDWR, FILE).unwrap();
     for (size, data) in [(5, &b"four"[..]), (3, b"four"), (u32::MAX, b"x"), (0, b"x")] {
         let body = Bytes::of(&WriteIn { fh, size, ..WriteIn::default() }).raw(data);
-        assert_eq!(client.get::<WriteOut>(Opcode::Write, entry.node, body), Err(Errno::INVAL));
+        assert_eq!(client.get::<WriteOut>(Opcode::Write, entry.node, &body), Err(Errno::INVAL));
     }
     assert_eq!(client.write(entry.node, fh, 0, &vec![0; (1 << 20) + 1]), Err(Errno::INVAL));
     assert_eq!(std::fs::metadata(client.host("f")).unwrap().len(), 0);
@@ -132,9 +132,9 @@ fn a_file_without_a_name_can_get_one() {
     let root = client.root;
     let tmpfile = |flags: i32| {
         let flags = (libc::O_TMPFILE | flags).cast_unsigned();
-        Bytes::of(&CreateIn { flags, mode: FILE, ..CreateIn::default() }).name("#1")
+        Bytes::of(&CreateIn { flags, mode: FILE, ..CreateIn::default() }).name("/")
     };
-    let mut reply = client.call(Opcode::Tmpfile, root, tmpfile(libc::O_RDWR)).unwrap();
+    let mut reply = client.call(Opcode::Tmpfile, root, &tmpfile(libc::O_RDWR)).unwrap();
     let entry = EntryOut::decode(&mut reply).unwrap();
     let fh = OpenOut::decode(&mut reply).unwrap().fh;
     assert_eq!((entry.attr.nlink, entry.attr.mode), (0, FILE));
@@ -142,10 +142,10 @@ fn a_file_without_a_name_can_get_one() {
     assert_eq!(client.link(entry.node, root, "named").unwrap().node, entry.node);
     client.release(entry.node, fh).unwrap();
     assert_eq!(client.getattr(entry.node).unwrap().attr.size, 4);
-    let mut reply = client.call(Opcode::Tmpfile, root, tmpfile(libc::O_RDWR | libc::O_EXCL)).unwrap();
+    let mut reply = client.call(Opcode::Tmpfile, root, &tmpfile(libc::O_RDWR | libc::O_EXCL)).unwrap();
     let entry = EntryOut::decode(&mut reply).unwrap();
     assert_eq!(client.link(entry.node, root, "never"), Err(Errno::NOENT));
-    assert_eq!(client.call(Opcode::Tmpfile, root, tmpfile(libc::O_RDONLY)).map(|_| ()), Err(Errno::INVAL));
+    assert_eq!(client.call(Opcode::Tmpfile, root, &tmpfile(libc::O_RDONLY)).map(|_| ()), Err(Errno::INVAL));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn holes_are_made_found_and_not_filled() {
     client.write(node, fh, 1 << 20, &[1; 65536]).unwrap();
     let mut seek = |offset: u64, whence: i32| {
         let request = LseekIn { fh, offset, whence: whence.cast_unsigned(), padding: 0 };
-        client.get::<LseekOut>(Opcode::Lseek, node, Bytes::of(&request)).map(|out| out.offset)
+        client.get::<LseekOut>(Opcode::Lseek, node, &Bytes::of(&request)).map(|out| out.offset)
     };
     assert_eq!(seek(0, libc::SEEK_DATA), Ok(1 << 20));
     assert_eq!(seek(1 << 20, libc::SEEK_HOLE), Ok((1 << 20) + 65536));
@@ -166,7 +166,7 @@ fn holes_are_made_found_and_not_filled() {
     }
     let mut allocate = |mode: i32, offset: u64, length: u64| {
         let request = FallocateIn { fh, offset, length, mode: mode.cast_unsigned(), padding: 0 };
-        client.run(Opcode::Fallocate, node, Bytes::of(&request))
+        client.run(Opcode::Fallocate, node, &Bytes::of(&request))
     };
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate(punch, 1 << 20, 65536).unwrap();
@@ -195,7 +195,7 @@ fn ranges_are_copied_within_the_share() {
         len: u64::MAX,
         ..Default::default()
     };
-    let copied: WriteOut = client.get(Opcode::CopyFileRange, from, Bytes::of(&request)).unwrap();
+    let copied: WriteOut = client.get(Opcode::CopyFileRange, from, &Bytes::of(&request)).unwrap();
     assert_eq!(copied.size, 8);
     assert_eq!(std::fs::read(client.host("to")).unwrap(), b"23456789");
     let overlap = CopyFileRangeIn {
@@ -214,7 +214,7 @@ fn ranges_are_copied_within_the_share() {
         (to.node, overlap, Errno::INVAL),
     ];
     for (node, request, error) in bad {
-        let answer = client.get::<WriteOut>(Opcode::CopyFileRange, node, Bytes::of(&request));
+        let answer = client.get::<WriteOut>(Opcode::CopyFileRange, node, &Bytes::of(&request));
         assert_eq!(answer, Err(error), "{request:?}");
     }
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
-use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue as Ring, QueueT as _};
 use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryMmap};
 
@@ -31,8 +30,9 @@ const AVAIL: u64 = 0x400;
 const USED: u64 = 0x800;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+/// virtio 1.2, 2.7.5 "The Virtqueue Descriptor Table".
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
 
 /// A driver of the device, with a folder that it shares.
 struct Driver {
@@ -108,7 +108,7 @@ impl Driver {
         }
     }
 
-    fn put(&self, opcode: Opcode, node: u64, body: Bytes) -> u32 {
+    fn put(&self, opcode: Opcode, node: u64, body: &Bytes) -> u32 {
         let len = u32::try_from(InHeader::SIZE + body.0.len()).unwrap();
         let header = InHeader { len, opcode: opcode as u32, unique: 7, node, ..InHeader::default() };
         let request = Bytes::of(&header).raw(&body.0).0;
@@ -117,7 +117,7 @@ impl Driver {
     }
 
     /// Sends a request, in two buffers, with room for the reply in two.
-    fn call(&mut self, opcode: Opcode, node: u64, body: Bytes) -> Vec<u8> {
+    fn call(&mut self, opcode: Opcode, node: u64, body: &Bytes) -> Vec<u8> {
         let length = self.put(opcode, node, body);
         let before = self.used(1);
         let buffers = [
@@ -143,11 +143,11 @@ impl Driver {
 
     fn init(&mut self) {
         let request = InitIn { major: MAJOR, minor: 40, max_readahead: 0, flags: u32::MAX };
-        assert_eq!(self.call(Opcode::Init, 0, Bytes::of(&request)).len(), 80);
+        assert_eq!(self.call(Opcode::Init, 0, &Bytes::of(&request)).len(), 80);
     }
 
     fn lookup(&mut self, name: &str) -> Result<EntryOut, i32> {
-        let reply = self.call(Opcode::Lookup, 1, Bytes::default().name(name));
+        let reply = self.call(Opcode::Lookup, 1, &Bytes::default().name(name));
         let mut bytes = &reply[..];
         match OutHeader::decode(&mut bytes).unwrap().error {
             0 => Ok(EntryOut::decode(&mut bytes).unwrap()),
@@ -177,7 +177,7 @@ fn a_driver_is_answered_and_interrupted() {
     driver.init();
     let entry = driver.lookup("f").unwrap();
     assert_eq!(entry.attr.size, 4);
-    let length = driver.put(Opcode::Forget, entry.node, Bytes::of(&ForgetIn { lookups: 1 }));
+    let length = driver.put(Opcode::Forget, entry.node, &Bytes::of(&ForgetIn { lookups: 1 }));
     driver.submit(0, &[(REQUEST, length, 0, 0)]).unwrap();
     driver.wait("the forget is taken", |driver| driver.used(0) == 1);
     for _ in 0..100 {
@@ -217,7 +217,7 @@ fn a_driver_that_breaks_the_rules_is_given_up() {
     let mut driver = Driver::new();
     for buffers in hostile {
         driver.init();
-        driver.put(Opcode::Statfs, 1, Bytes::default());
+        driver.put(Opcode::Statfs, 1, &Bytes::default());
         // The worker may already be awake, and gone before the kick.
         let _any = driver.submit(1, buffers);
         driver.wait("the device gives up", |driver| driver.fs.kick(1).is_err());
@@ -242,7 +242,7 @@ fn a_guest_that_changes_a_request_while_it_is_served_gets_some_answer() {
         }
     });
     for _ in 0..2000 {
-        let length = driver.put(Opcode::Lookup, 1, Bytes::default().name("f"));
+        let length = driver.put(Opcode::Lookup, 1, &Bytes::default().name("f"));
         let before = driver.used(1);
         driver.submit(1, &[(REQUEST, length, NEXT, 1), (REPLY, 4096, WRITE, 0)]).unwrap();
         driver.wait("a reply", |driver| driver.used(1) != before);
@@ -264,7 +264,7 @@ fn a_host_file_system_that_hangs_does_not_hold_up_a_reset() {
     if mount("hangs", &at, "fuse", MountFlags::empty(), Some(&*options)).is_err() {
         return;
     }
-    let length = driver.put(Opcode::Lookup, 1, Bytes::default().name("hangs"));
+    let length = driver.put(Opcode::Lookup, 1, &Bytes::default().name("hangs"));
     driver.submit(1, &[(REQUEST, length, NEXT, 1), (REPLY, 4096, WRITE, 0)]).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();

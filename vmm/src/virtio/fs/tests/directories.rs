@@ -99,8 +99,8 @@ fn offsets_and_handles_from_nowhere_are_refused_or_end() {
     assert_eq!(client.readdir(Opcode::Readdir, dir, fh, 0, 4096), Err(Errno::BADF));
     assert_eq!(client.readdir(Opcode::Readdir, root, fh + 1, 0, 4096), Err(Errno::BADF));
     let release = ReleaseIn { fh, ..ReleaseIn::default() };
-    client.run(Opcode::Releasedir, root, Bytes::of(&release)).unwrap();
-    assert_eq!(client.run(Opcode::Releasedir, root, Bytes::of(&release)), Err(Errno::BADF));
+    client.run(Opcode::Releasedir, root, &Bytes::of(&release)).unwrap();
+    assert_eq!(client.run(Opcode::Releasedir, root, &Bytes::of(&release)), Err(Errno::BADF));
     let file = client.mknod(root, "f", libc::S_IFREG | 0o644, 0).unwrap().node;
     assert_eq!(client.opendir(file), Err(Errno::NOTDIR));
     assert_eq!(client.lookup(file, "x"), Err(Errno::NOTDIR));

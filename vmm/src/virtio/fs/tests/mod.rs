@@ -9,5 +9,6 @@ mod device;
 mod directories;
 mod entries;
 mod frames;
+mod kernel;
 mod read_only;
 mod scale;

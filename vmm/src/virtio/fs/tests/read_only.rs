@@ -18,7 +18,7 @@ fn a_read_only_share_refuses_whatever_changes_something() {
     for &opcode in Opcode::ALL.iter().filter(|opcode| opcode.effect() == Effect::Changes) {
         // Refused before the body is looked at, so that no body gets past.
         for node in [client.root, file] {
-            assert_eq!(client.call(opcode, node, Bytes::default()), Err(Errno::ROFS), "{opcode:?}");
+            assert_eq!(client.call(opcode, node, &Bytes::default()), Err(Errno::ROFS), "{opcode:?}");
         }
         refused += 1;
     }
@@ -32,8 +32,8 @@ fn a_read_only_share_refuses_whatever_changes_something() {
     let fh = client.open(file, libc::O_RDONLY).unwrap();
     assert_eq!(client.read(file, fh, 0, 100).unwrap(), b"text");
     assert_eq!(client.names(client.root, 4096), ["d", "f"]);
-    assert!(client.call(Opcode::Listxattr, file, Bytes::of(&GetxattrIn::default())).is_ok());
-    client.run(Opcode::Syncfs, client.root, Bytes::default().raw(&[0; 8])).unwrap();
+    assert!(client.call(Opcode::Listxattr, file, &Bytes::of(&GetxattrIn::default())).is_ok());
+    client.run(Opcode::Syncfs, client.root, &Bytes::default().raw(&[0; 8])).unwrap();
     let after = std::fs::metadata(client.host("f")).unwrap();
     assert_eq!(before.accessed().unwrap(), after.accessed().unwrap(), "reading leaves no trace");
 }

@@ -56,7 +56,7 @@ fn a_tree_deeper_than_a_path_can_say_is_walked_and_given_up() {
     assert_eq!(client.lookup(nodes[2500], "x"), Err(Errno::STALE));
     assert_eq!(client.lookup(nodes[2000], "x"), Err(Errno::NOENT));
     for node in nodes.into_iter().rev().skip(1) {
-        client.call(Opcode::Rmdir, node, super::client::Bytes::default().name("d")).unwrap();
+        client.call(Opcode::Rmdir, node, &super::client::Bytes::default().name("d")).unwrap();
     }
 }
 
