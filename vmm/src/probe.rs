@@ -5,7 +5,7 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::cpu;
-use crate::vm::Error;
+use crate::vm::{Error, create_vcpus};
 use crate::{layout, memory};
 
 /// What KVM is able to do.
@@ -29,7 +29,7 @@ pub fn probe() -> Result<Probe, Error> {
     let vm = kvm.create_vm().map_err(kvm_error("create a virtual machine"))?;
     let memory = memory::map(SIZE)?;
     memory::register(&vm, &memory)?;
-    let mut vcpu = vm.create_vcpu(0).map_err(kvm_error("create a vCPU"))?;
+    let mut vcpu = create_vcpus(&kvm, &vm, 1)?.remove(0);
     let kernel = layout::HIGH_MEMORY;
     cpu::write_entry(&memory)
         .and_then(|()| memory.write_obj(HLT, kernel))

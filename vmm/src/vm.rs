@@ -130,7 +130,8 @@ pub(crate) fn split_irqchip(vm: &VmFd) -> Result<(), Error> {
     vm.enable_cap(&cap).map_err(kvm_error("split the interrupt controller"))
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>, Error> {
+/// vCPUs with what the kernel needs to know of their processor; without CPUID there is not even 64-bit mode.
+pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>, Error> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("read the supported CPUID"))?;
     (0..cpus)

@@ -37,7 +37,7 @@ fn run(code: &[u8]) -> Ran {
     let memory = memory::map(4 << 20).unwrap();
     memory::register(&vm, &memory).unwrap();
     crate::vm::split_irqchip(&vm).unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
+    let vcpu = crate::vm::create_vcpus(&kvm, &vm, 1).unwrap().remove(0);
     cpu::write_entry(&memory).unwrap();
     cpu::set_registers(&vcpu, layout::HIGH_MEMORY).unwrap();
     map_device_memory(&memory);
