@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use protocol::{BootConfig, PORT};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -66,18 +66,26 @@ pub fn mark(port: Option<&Port>, mark: Mark) {
     }
 }
 
-/// fd 0 becomes /dev/null, 1 and 2 the kernel's log. The kernel could give us none: there is no console device.
+/// fd 0 becomes /dev/null, 1 and 2 the kernel's log: without a console device the kernel may have opened none.
 pub fn open_standard_streams() {
-    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     // If anything here fails, there is no way to tell anybody; what needs /dev fails later, and says so by ending.
-    let _ = rustix::mount::mount("devtmpfs", "/dev", "devtmpfs", flags, None);
+    let _ = rustix::mount::mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None);
     let open = |path, flags| rustix::fs::open(path, flags, Mode::empty());
-    if let (Ok(null), Ok(log)) = (open("/dev/null", OFlags::RDWR), open("/dev/kmsg", OFlags::WRONLY)) {
+    if let Ok(null) = open("/dev/null", OFlags::RDWR) {
         let _ = rustix::stdio::dup2_stdin(&null);
+        keep_if_standard(null);
+    }
+    if let Ok(log) = open("/dev/kmsg", OFlags::WRONLY) {
         let _ = rustix::stdio::dup2_stdout(&log);
         let _ = rustix::stdio::dup2_stderr(&log);
-        // They are 0 and 1 themselves, unless somebody left us others: then a leak of two is harmless.
-        std::mem::forget((null, log));
+        keep_if_standard(log);
+    }
+}
+
+/// Closes what was only opened to be duplicated.
+fn keep_if_standard(fd: OwnedFd) {
+    if fd.as_raw_fd() <= rustix::stdio::raw_stderr() {
+        let _ = fd.into_raw_fd();
     }
 }
 

@@ -23,6 +23,10 @@ const BLOCKS_MAX: u64 = 8 << 10;
 /// The kernel's measure: an eighth of memory for kernel stacks of 16 KiB (kernel/fork.c, `set_max_threads`).
 const MEMORY_PER_THREAD: u64 = 8 * (16 << 10);
 
+/// Where an ext4 file system describes itself, and in how many bytes.
+const SUPERBLOCK_AT: u64 = 1024;
+const SUPERBLOCK_LEN: usize = 1024;
+
 /// The work, and how far it is.
 pub struct Housekeeping {
     work: Option<Work>,
@@ -113,13 +117,27 @@ fn complain(what: &str, result: Result<()>) {
     }
 }
 
-/// The kernel does nothing when the file system is as large as its device.
 fn grow_disk(disk: &OwnedFd) -> Result<()> {
     let device = open(DISK_DEVICE, OFlags::RDONLY)?;
+    let mut superblock = [0; SUPERBLOCK_LEN];
+    let read = rustix::io::pread(&device, &mut superblock, SUPERBLOCK_AT).context("read the superblock")?;
+    ensure!(read == SUPERBLOCK_LEN, "the superblock is cut off");
     let size = rustix::fs::seek(&device, SeekFrom::End(0)).context("size of the disk")?;
-    let block_size = rustix::fs::fstatvfs(disk)?.f_bsize;
-    ensure!(block_size > 0, "the disk has no block size");
-    rustix::fs::ext4_ioc_resize_fs(disk, size / block_size).context("resize")
+    match blocks_to_grow_to(&superblock, size) {
+        Some(blocks) => rustix::fs::ext4_ioc_resize_fs(disk, blocks).context("resize"),
+        None => Ok(()),
+    }
+}
+
+/// How many blocks the file system has on a device of `size` bytes, if that is more than now. To ask the kernel for no
+/// more than now would cost writes.
+/// Linux Documentation/filesystems/ext4/super.rst, "Super Block".
+fn blocks_to_grow_to(superblock: &[u8; SUPERBLOCK_LEN], size: u64) -> Option<u64> {
+    let field = |at: usize| superblock[at..].first_chunk().map_or(0, |it| u32::from_le_bytes(*it));
+    let (blocks_low, log_block_size, blocks_high) = (field(0x4), field(0x18), field(0x150));
+    let block_size = 1024_u64.checked_shl(log_block_size).filter(|&it| it > 0)?;
+    let blocks = size / block_size;
+    (blocks > (u64::from(blocks_high) << 32 | u64::from(blocks_low))).then_some(blocks)
 }
 
 /// Linux Documentation/admin-guide/mm/memory-hotplug.rst, "Memory Hotplug Phases": the kernel takes one block's
@@ -183,5 +201,19 @@ mod tests {
         assert_eq!(cut(&[(0, size - 1)]), []);
         assert_eq!(cut(&[(u64::MAX - size, u64::MAX)]).len(), 2);
         assert_eq!(blocks(&[(0, u64::MAX)], 1).count() as u64, BLOCKS_MAX);
+    }
+
+    #[test]
+    fn a_file_system_grows_to_its_device_only_when_that_is_larger() {
+        let mut superblock = [0; SUPERBLOCK_LEN];
+        superblock[0x4..0x8].copy_from_slice(&262_144_u32.to_le_bytes());
+        superblock[0x18] = 2;
+        assert_eq!(blocks_to_grow_to(&superblock, 1 << 30), None);
+        assert_eq!(blocks_to_grow_to(&superblock, (1 << 30) + 4095), None);
+        assert_eq!(blocks_to_grow_to(&superblock, 20 << 30), Some(20 << 18));
+        superblock[0x150] = 1;
+        assert_eq!(blocks_to_grow_to(&superblock, 20 << 30), None);
+        superblock[0x18..0x1c].fill(0xff);
+        assert_eq!(blocks_to_grow_to(&superblock, u64::MAX), None);
     }
 }

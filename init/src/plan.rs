@@ -62,7 +62,8 @@ pub fn plan(config: &BootConfig) -> Result<Vec<Step>> {
 fn root(hostname: &str) -> Vec<Step> {
     let hosts =
         format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
-    let overlay = format!("lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work");
+    // Without a uuid of its own, there is none to be written to the disk; nothing asks for it.
+    let overlay = format!("lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work,uuid=null");
     vec![
         mount("erofs", "/dev/vda", LOWER, MountFlags::RDONLY, ""),
         mount("ext4", DISK_DEVICE, DISK, MountFlags::NOATIME, ""),
