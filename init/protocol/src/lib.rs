@@ -3,8 +3,8 @@
 //! other side without a limit, and knows nothing of sockets, processes or terminals.
 //!
 //! A frame is a u32 with the body's length, a u8 with the message's kind, and the body; all integers are little
-//! endian, strings are a u32 length and their bytes, lists a u32 count and their items. Three things outlive every
-//! version: this header, a hello's first two bytes (its version), and [`Reply::VersionMismatch`].
+//! endian, strings are a u32 length and their bytes, lists a u32 count and their items. What outlives every
+//! version: this header, a hello's length and first two bytes (its version), and [`Reply::VersionMismatch`].
 #![forbid(unsafe_code)]
 
 mod error;
@@ -27,7 +27,7 @@ pub const BOOT_FILE: &str = "boot.bin";
 
 /// A frame's body is never longer (argv and environment of a command together, for the most part).
 pub const FRAME_MAX: usize = 1 << 20;
-/// Bytes of a hello of this version on the wire. Whoever reads no more than this leaves the raw bytes that follow
+/// Bytes of a hello on the wire, its frame's header included. Whoever reads no more than this leaves the raw bytes that follow
 /// a bulk connection's hello in the socket.
 pub const HELLO_LEN: usize = wire::HEADER_LEN + 2 + 16 + 1;
 /// Arguments of a command.

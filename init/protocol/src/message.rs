@@ -1,9 +1,9 @@
 //! The messages: which fields each has, in which order.
 //! It owns the kinds' numbers and the checks that a field needs beyond its length. It knows no stream.
 
-use crate::wire::{Reader, Writer};
+use crate::wire::{HEADER_LEN, Reader, Writer};
 use crate::{
-    ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HOSTNAME_LEN_MAX, HOT_MEMORY_MAX,
+    ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN, HOSTNAME_LEN_MAX, HOT_MEMORY_MAX,
     Hello, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply, Request, Role, SIGNAL_MAX,
     Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
 };
@@ -32,8 +32,7 @@ pub trait Message: Sized {
 }
 
 impl Message for Hello {
-    // Other versions may have more to say; the version must still be found.
-    const BODY_MAX: usize = 256;
+    const BODY_MAX: usize = HELLO_LEN - HEADER_LEN;
 
     fn encode(&self) -> Result<Vec<u8>, Error> {
         let mut w = Writer::new(HELLO);
