@@ -353,6 +353,3 @@ impl Ready {
         !self.signals && !self.control && !self.pumps.contains(&true)
     }
 }
-
-#[cfg(test)]
-mod tests;
