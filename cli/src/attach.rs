@@ -67,7 +67,7 @@ impl Attach<'_> {
             };
             match free {
                 Locked::Ours(lock) => {
-                    visit.launched = Some(launch::start(self.sandbox, lock, self.console, None)?)
+                    visit.launched = Some(launch::start(self.sandbox, &lock, self.console)?)
                 }
                 Locked::Gone => bail!(Removed(self.sandbox.name.clone())),
                 Locked::Busy => {}

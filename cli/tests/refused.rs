@@ -296,7 +296,8 @@ fn bad_environments() {
 
 #[test]
 fn damaged_installations() {
-    let damage: [(&str, fn(&Home), &str); 12] = [
+    type Damage = (&'static str, fn(&Home), &'static str);
+    let damage: [Damage; 12] = [
         ("kernel missing", |home| fs::remove_file(home.path("share/vmlinux")).unwrap(), "kernel"),
         ("kernel empty", |home| fs::write(home.path("share/vmlinux"), "").unwrap(), "it is cut off"),
         (

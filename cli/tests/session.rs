@@ -358,7 +358,7 @@ fn timings_are_printed_for_people_and_programs() {
     let home = Home::new();
     let _box = home.running("shell-proj", |session| session.finish(b"x", 0));
     let ran = home.run(["run", "--timings", "shell"]);
-    let names: Vec<_> = ran.stderr.lines().skip(1).map(|line| line[18..].to_owned()).collect();
+    let names: Vec<_> = ran.stderr.lines().skip(1).map(|line| line[..18].trim_end().to_owned()).collect();
     assert_eq!(names, ["cli start", "first byte", "exit code"], "{}", ran.stderr);
     let ran = home.run(["run", "--timings=json", "shell"]);
     let json: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();

@@ -100,7 +100,8 @@ fn a_session_has_a_terminal_of_our_size_and_gives_ours_back() {
 
 #[test]
 fn the_terminal_is_restored_after_every_kind_of_end() {
-    let ends: [(&str, fn(&mut Session), i32); 3] = [
+    type End = (&'static str, fn(&mut Session), i32);
+    let ends: [End; 3] = [
         ("nonsense", |session| session.raw_reply(&[0xff; 9]), 125),
         ("failure", |session| session.reply(&Reply::Failed { code: 127, message: "x".into() }), 127),
         ("exit", |session| session.reply(&Reply::Exited { code: 1 }), 1),

@@ -81,7 +81,7 @@ fn a_taken_name_gives_the_draft_back() {
     let _first = fixture.create("box", "000000000001");
     let draft = fixture.store.publish(fixture.draft("000000000002", false), "box").unwrap().unwrap_err();
     assert_eq!(fixture.names().len(), 2);
-    fixture.store.discard(draft);
+    fixture.store.discard(&draft);
     assert_eq!(fixture.names(), ["box"]);
 }
 
