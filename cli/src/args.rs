@@ -101,7 +101,10 @@ fn parsed<T>(result: Result<T, EarlyExit>, command: &str) -> Result<Option<T>> {
     match result {
         Ok(args) => Ok(Some(args)),
         Err(EarlyExit { output, status: Ok(()) }) => {
-            print(&format!("{}\n", output.trim_end()))?;
+            // argh indents even empty lines of notes.
+            print(
+                &output.trim_end().lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>(),
+            )?;
             Ok(None)
         }
         Err(EarlyExit { output, .. }) => {

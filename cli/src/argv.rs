@@ -48,8 +48,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Line, String> {
             Some("-v" | "--verbose") => line.verbose = true,
             Some("help") => return help(args.next(), line),
             Some(name) if let Some((info, tail)) = args::describe(name) => {
-                let pass =
-                    Pass { name: info.name, flags: info.flags, seen: Vec::new(), args, out: Vec::new() };
+                let pass = Pass { name, flags: info.flags, seen: Vec::new(), args, out: Vec::new() };
                 return pass.sort(tail, line);
             }
             _ => return Err(unknown_command(&arg)),

@@ -2,12 +2,11 @@
 //! stopping it, and explained if it dies. It owns what is tried again and for how long. What a session does is in
 //! `session`.
 
-use std::cell::Cell;
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::launch::{self, Launched};
 use crate::report::Report;
@@ -68,7 +67,7 @@ impl Attach<'_> {
             };
             match free {
                 Locked::Ours(lock) => {
-                    visit.launched = Some(launch::start(self.sandbox, lock, self.console, None)?)
+                    visit.launched = Some(launch::start(self.sandbox, &lock, self.console)?)
                 }
                 Locked::Gone => bail!(Removed(self.sandbox.name.clone())),
                 Locked::Busy => {}
@@ -93,13 +92,7 @@ impl Attach<'_> {
         let started_here = visit.launched.is_some();
         // Opened now, a report can be read even after the folder has been removed.
         let report = self.sandbox.open_file(file::EXIT).ok();
-        // The first connection shows whether somebody listens.
-        let first = match launch::connect_to(self.sandbox) {
-            Ok(connection) => Cell::new(Some(connection)),
-            Err(error) if is_refused(&error) && !started_here => return Ok(None),
-            Err(error) => return Err(error).context("connect to the sandbox"),
-        };
-        let connect = || first.take().map_or_else(|| launch::connect_to(self.sandbox), Ok);
+        let connect = || launch::connect_to(self.sandbox);
         let outcome = session::run(&connect, command, self.streams, self.signals)?;
         let first_byte_ns = outcome.first_byte_ns;
         visit.entered = outcome.started || matches!(outcome.end, End::Failed { .. });
@@ -166,10 +159,6 @@ fn explain(name: &str, fault: &End) -> anyhow::Error {
         }
         other => unreachable!("{other:?} is no fault"),
     }
-}
-
-fn is_refused(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// Lines of the guest's console, each harmless to a terminal.

@@ -389,7 +389,7 @@ mod tests {
     fn memory_is_rounded_up_to_blocks() {
         assert_eq!([128, 300, 512, 513, 1000, 1536].map(to_blocks), [128, 300, 512, 640, 1024, 1536]);
         let half = default_memory_mib();
-        assert!((512..=32 << 10).contains(&half) && half % 128 == 0);
+        assert!((512..=32 << 10).contains(&half) && half.is_multiple_of(128));
     }
 
     #[test]

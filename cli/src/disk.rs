@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 /// The fresh images hold less than this in all.
 const CHUNK: usize = 64 << 10;
+static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 /// Makes the empty file `to` a copy of `from`, `size` bytes long (the rest is a hole).
 pub fn copy(from: &Path, to: &File, size: u64) -> io::Result<()> {
@@ -44,7 +45,7 @@ fn copy_range(from: &File, to: &File, mut start: u64, end: u64) -> io::Result<()
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         // A file system that knows no holes reports all as data; zeroes need not be written to an empty file.
-        if buffer[..count].iter().any(|&byte| byte != 0) {
+        if buffer[..count] != ZEROES[..count] {
             to.write_all_at(&buffer[..count], start)?;
         }
         start += count as u64;

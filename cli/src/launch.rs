@@ -26,14 +26,14 @@ pub struct Launched {
     pub marks: File,
 }
 
-/// Starts the VMM of a sandbox whose lock is ours. `program` is `None` but in tests.
-pub fn start(sandbox: &Sandbox, lock: Lock, console: bool, program: Option<&str>) -> Result<Launched> {
+/// Starts the VMM of a sandbox whose lock is ours; drop the lock then, for it is the VMM's.
+pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool) -> Result<Launched> {
     let listener = listen(sandbox)?;
     let marks = sandbox.create_file(file::MARKS)?;
     // Emptied now: what is in it later is from this start.
     sandbox.create_file(file::EXIT)?;
     let log = sandbox.create_file(file::LOG)?;
-    let mut command = Command::new(program.unwrap_or(SELF));
+    let mut command = Command::new(SELF);
     command.arg0("coracle").arg("vmm").arg("--dir").arg(&sandbox.path);
     if console {
         command.arg("--console");
@@ -46,7 +46,6 @@ pub fn start(sandbox: &Sandbox, lock: Lock, console: bool, program: Option<&str>
         .stdin(Stdio::from(holder))
         .stdout(Stdio::from(OwnedFd::from(listener)))
         .stderr(Stdio::from(log))
-        .current_dir("/")
         .process_group(0)
         .spawn()
         .context("start the VMM")?;

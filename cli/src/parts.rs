@@ -37,10 +37,21 @@ pub struct Template {
     pub image: PathBuf,
 }
 
-/// The template of a sandbox that is to be started, once all that it starts from is found to be whole.
-pub fn ready(template_name: &str, disk_mib: u64) -> Result<Template> {
-    let ready = kernel().and(initramfs()).and(disk(disk_mib)).and_then(|_| template(template_name));
-    ready.context("Coracle is not installed completely; install it again (coracle doctor tells more)")
+/// What a sandbox is made from.
+#[derive(Debug)]
+pub struct Ready {
+    pub template: Template,
+    pub fresh_disk: PathBuf,
+}
+
+/// The parts of a sandbox that is to be started, once all of them are found to be whole.
+pub fn ready(template_name: &str, disk_mib: u64) -> Result<Ready> {
+    let find = || -> Result<Ready> {
+        kernel()?;
+        initramfs()?;
+        Ok(Ready { fresh_disk: disk(disk_mib)?, template: template(template_name)? })
+    };
+    find().context("Coracle is not installed completely; install it again (coracle doctor tells more)")
 }
 
 pub fn kernel() -> Result<PathBuf> {
@@ -79,8 +90,9 @@ pub fn template(name: &str) -> Result<Template> {
 }
 
 fn read_template(path: &Path) -> Result<Template> {
-    let mut json = Vec::new();
-    open(path)?.take(TEMPLATE_JSON_MAX + 1).read_to_end(&mut json).context("cannot be read")?;
+    let (file, length) = open(path)?;
+    let mut json = Vec::with_capacity(usize::try_from(length.min(TEMPLATE_JSON_MAX)).unwrap_or(0) + 1);
+    file.take(TEMPLATE_JSON_MAX + 1).read_to_end(&mut json).context("cannot be read")?;
     ensure!(json.len() as u64 <= TEMPLATE_JSON_MAX, "is too long");
     let template: Template =
         serde_json::from_slice(&json).context("is not what a template.json should be")?;
@@ -98,10 +110,7 @@ fn read_template(path: &Path) -> Result<Template> {
 
 /// A path, once `check` has found the file at it to be whole.
 fn part(what: &str, path: PathBuf, check: impl FnOnce(&File, u64) -> Result<()>) -> Result<PathBuf> {
-    let checked = open(&path).and_then(|file| {
-        let length = file.metadata().context("cannot be looked at")?.len();
-        check(&file, length)
-    });
+    let checked = open(&path).and_then(|(file, length)| check(&file, length));
     checked.with_context(|| broken(what, &path))?;
     Ok(path)
 }
@@ -110,13 +119,15 @@ fn broken(what: &str, path: &Path) -> String {
     format!("{what} {}", plain(path))
 }
 
-fn open(path: &Path) -> Result<File> {
+/// A regular file and its length.
+fn open(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!("it is missing"),
         _ => anyhow::anyhow!("it cannot be opened: {error}"),
     })?;
-    ensure!(file.metadata().context("cannot be looked at")?.is_file(), "it is not a file");
-    Ok(file)
+    let stat = file.metadata().context("cannot be looked at")?;
+    ensure!(stat.is_file(), "it is not a file");
+    Ok((file, stat.len()))
 }
 
 /// ELF-64 Object File Format 1.5, "File header" and "Program header".

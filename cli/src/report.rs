@@ -83,7 +83,7 @@ impl Report {
 /// The line of a kernel log that says why: the first that speaks of a panic, else the last.
 fn cause(console: &str) -> String {
     let lines = || console.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines().find(|line| line.contains("Kernel panic")).or_else(|| lines().last());
+    let line = lines().find(|line| line.contains("Kernel panic")).or_else(|| lines().next_back());
     let line = line.unwrap_or("the kernel said nothing");
     plain(&line[..line.floor_char_boundary(CAUSE_MAX)])
 }

@@ -59,7 +59,7 @@ pub enum End {
     Failed { code: u8, message: String },
     /// A signal ended this side.
     Signal(i32),
-    /// The sandbox hung up. If the command had not started, nothing of its input was taken.
+    /// The sandbox hung up, or nobody listened. If the command had not started, nothing of its input was taken.
     Closed,
     /// Init speaks another version of the protocol.
     Mismatch { init: u16 },
@@ -117,11 +117,24 @@ pub fn run(
     let mut token: Token = [0; 16];
     rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
         .context("draw a random token")?;
-    let control = Control::new(open(connect, token, Role::Control)?, &command.frame);
-    let pumps = open_streams(connect, token, command.stdio, streams)?;
+    let opened = open(connect, token, Role::Control).and_then(|control| {
+        let control = Control::new(control, &command.frame);
+        Ok((control, open_streams(connect, token, command.stdio, streams)?))
+    });
+    let (control, pumps) = match opened {
+        Err(error) if is_refused(&error) => {
+            return Ok(Outcome { end: End::Closed, started: false, first_byte_ns: 0 });
+        }
+        other => other.context("connect to the sandbox")?,
+    };
     let session =
         Session { control, pumps, streams, signals, tty, raw: None, started: false, first_byte_ns: 0 };
     session.run()
+}
+
+/// Nobody listens: the VMM has gone, or does not listen yet.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// The terminal, opened anew: a description of our own may be non-blocking without others noticing. Not every terminal
@@ -134,9 +147,9 @@ fn private_terminal(terminal: BorrowedFd<'_>) -> Option<OwnedFd> {
 }
 
 /// A connection that has said what it is for. The hello fits into an empty socket, so writing it does not block.
-fn open(connect: &dyn Fn() -> io::Result<OwnedFd>, token: Token, role: Role) -> Result<OwnedFd> {
-    let connection = connect().context("connect to the sandbox")?;
-    let hello = Hello { token, role }.encode().context("encode hello")?;
+fn open(connect: &dyn Fn() -> io::Result<OwnedFd>, token: Token, role: Role) -> io::Result<OwnedFd> {
+    let connection = connect()?;
+    let hello = Hello { token, role }.encode().expect("a hello has nothing that could be too long");
     // A sandbox that has already hung up is found out on the control connection.
     let _ = rustix::io::write(&connection, &hello);
     Ok(connection)
@@ -147,12 +160,12 @@ fn open_streams<'fd>(
     token: Token,
     stdio: Stdio,
     streams: Streams<'fd>,
-) -> Result<Vec<Pump<'fd>>> {
+) -> io::Result<Vec<Pump<'fd>>> {
     let (stdin, stdout, stderr) = match stdio {
         Stdio::Pipes { stdin, stdout, stderr } => (stdin, stdout, stderr),
         Stdio::Tty(_) => {
             let connection = open(connect, token, Role::Tty)?;
-            let other = connection.try_clone().context("duplicate a descriptor")?;
+            let other = connection.try_clone()?;
             return Ok(vec![
                 Pump::new(Way::ToGuest, streams.stdin, connection, true),
                 Pump::new(Way::ToHost, streams.stdout, other, true),
@@ -353,6 +366,3 @@ impl Ready {
         !self.signals && !self.control && !self.pumps.contains(&true)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -206,7 +206,7 @@ impl Store {
         }
     }
 
-    pub fn discard(&self, draft: Draft) {
+    pub fn discard(&self, draft: &Draft) {
         let _ = fs::remove_dir_all(self.path.join(&draft.temporary));
     }
 

@@ -75,11 +75,11 @@ fn show(times: &[u64; MARKS.len()], format: Format) -> String {
             format!("{}\n", json!({ "timings_ms": marks }))
         }
         Format::Text => {
-            let mut out = String::from("      ms     +ms\n");
+            let mut out = format!("{:<18}{:>9}{:>9}\n", "mark", "ms", "+ms");
             let mut before = start;
             for (at_ns, name) in passed {
                 let ms = |ns: u64| ns as f64 / 1e6;
-                let _ = writeln!(out, "{:8.3}{:8.3}  {name}", ms(at_ns - start), ms(at_ns - before));
+                let _ = writeln!(out, "{name:<18}{:9.3}{:9.3}", ms(at_ns - start), ms(at_ns - before));
                 before = at_ns;
             }
             out
@@ -100,10 +100,10 @@ mod tests {
         times[Mark::ExitCode as usize] = 25_812_345;
         times[Mark::Ready as usize] = 17;
         expect![[r#"
-                  ms     +ms
-               0.000   0.000  cli start
-               0.700   0.700  vmm spawned
-              20.812  20.112  exit code
+            mark                     ms      +ms
+            cli start             0.000    0.000
+            vmm spawned           0.700    0.700
+            exit code            20.812   20.112
         "#]]
         .assert_eq(&show(&times, Format::Text));
         expect![[r#"

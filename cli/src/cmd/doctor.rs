@@ -121,9 +121,10 @@ fn kvm() -> Finding {
 /// Linux Documentation/admin-guide/cgroup-v2.rst, "Mounting": without it, moving the first thread into a cgroup waits for
 /// every CPU, and KVM does that when it makes a machine.
 fn favordynmods(mounts: &str) -> Finding {
-    let cgroup2 = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let cgroup2 = cgroup2.filter(|fields| fields.get(2) == Some(&"cgroup2")).next_back();
-    let Some(fields) = cgroup2 else { return Good("no cgroup2 is mounted".into()) };
+    let mut cgroup2 = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let Some(fields) = cgroup2.rfind(|fields| fields.get(2) == Some(&"cgroup2")) else {
+        return Good("no cgroup2 is mounted".into());
+    };
     let on = fields.get(3).is_some_and(|options| options.split(',').any(|option| option == "favordynmods"));
     match on {
         true => Good("on".into()),

@@ -67,7 +67,7 @@ impl Args {
         let store = Store::existing(&self.name.0)?;
         let sandbox = store.find(&self.name.0)?;
         let config = sandbox.config().with_context(|| run::broken(&sandbox.name))?;
-        let template = parts::ready(&config.agent, config.disk_mib)?;
+        let template = parts::ready(&config.agent, config.disk_mib)?.template;
         let wishes = Wishes { env: &env, workdir: workdir.as_deref(), user: user.as_deref(), stdio };
         let command = command::build(&template, &config, argv, &wishes)?;
         store.collect_garbage();

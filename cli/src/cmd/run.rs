@@ -16,7 +16,7 @@ use crate::attach::{Attach, Removed, Visit, plain_lines};
 use crate::cmd::Typed;
 use crate::command::{self, Wishes};
 use crate::config::{self, Request, SandboxConfig};
-use crate::parts::{self, Template};
+use crate::parts::{self, Ready};
 use crate::session::{self, Command, Streams};
 use crate::store::{Lock, Sandbox, Store, file, new_id};
 use crate::sys::Signals;
@@ -117,15 +117,15 @@ impl Args {
             let wanted = !self.detach;
             Stdio::Pipes { stdin: wanted, stdout: wanted, stderr: wanted }
         };
-        let template = parts::ready(request.agent.name, request.disk_mib())?;
+        let parts = parts::ready(request.agent.name, request.disk_mib())?;
         let argv = match self.detach {
             // Any command that ends at once shows that the sandbox is up.
             true => vec![b"true".to_vec()],
-            false => agents::command(&template.command, &tail),
+            false => agents::command(&parts.template.command, &tail),
         };
         let own = Own { start_ns: typed.start_ns, ..Own::default() };
         let run =
-            Run { request, template, argv, stdio, detach: self.detach, console: self.console, own, format };
+            Run { request, parts, argv, stdio, detach: self.detach, console: self.console, own, format };
         run.go()
     }
 }
@@ -133,7 +133,7 @@ impl Args {
 /// One `run`, checked: nothing has been changed yet.
 struct Run {
     request: Request,
-    template: Template,
+    parts: Ready,
     argv: Vec<Vec<u8>>,
     stdio: Stdio,
     detach: bool,
@@ -178,7 +178,7 @@ impl Run {
     fn command(&self, config: &SandboxConfig) -> Result<Command> {
         let workdir = self.request.workdir.as_deref();
         let wishes = Wishes { env: &self.request.env, workdir, user: None, stdio: self.stdio };
-        command::build(&self.template, config, self.argv.clone(), &wishes)
+        command::build(&self.parts.template, config, self.argv.clone(), &wishes)
     }
 
     /// Which sandbox is meant. `--rm` never means one that is there already: it would remove it.
@@ -236,13 +236,13 @@ impl Run {
     fn create(&mut self, store: &Store, name: &str) -> Result<Option<Chosen>> {
         self.request.complete()?;
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let config = self.request.config(new_id()?, self.template.sha256.clone(), now_s);
+        let config = self.request.config(new_id()?, self.parts.template.sha256.clone(), now_s);
         self.command(&config)?;
-        let draft = store.draft(&config, &parts::disk(config.disk_mib)?, self.request.ephemeral)?;
+        let draft = store.draft(&config, &self.parts.fresh_disk, self.request.ephemeral)?;
         match store.publish(draft, name)? {
             Ok((sandbox, lock)) => Ok(Some(Chosen { sandbox, config, created: Some(lock) })),
             Err(draft) => {
-                store.discard(draft);
+                store.discard(&draft);
                 Ok(None)
             }
         }

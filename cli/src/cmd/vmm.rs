@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -48,6 +48,8 @@ impl Args {
         sys::close_from(3);
         sys::ignore(&IGNORED);
         let listener = take_standard_streams().context("take over the lock and the socket")?;
+        // Whatever folder the command was given in, nothing is kept from being unmounted.
+        rustix::process::chdir("/").context("change to /")?;
         // The guest's own umask applies to what it creates in a workspace; ours must not.
         rustix::process::umask(Mode::empty());
         let sandbox = open(&self.dir)?;
@@ -118,12 +120,12 @@ fn machine(
     Ok(Config {
         cpus: config.cpus,
         memory_mib: config.memory_mib,
-        kernel: open_part(parts::kernel()?)?,
-        initramfs: open_part(parts::initramfs()?)?,
+        kernel: open_part(&parts::kernel()?)?,
+        initramfs: open_part(&parts::initramfs()?)?,
         boot_file: boot_config(sandbox, config).encode().context("encode the boot configuration")?,
         verbose_console: console,
         disks: vec![
-            Disk { file: open_part(template.image)?, read_only: true },
+            Disk { file: open_part(&template.image)?, read_only: true },
             Disk { file: disk.into(), read_only: false },
         ],
         shares: config.workspaces.iter().enumerate().map(share).collect::<Result<_>>()?,
@@ -137,8 +139,8 @@ fn machine(
     })
 }
 
-fn open_part(path: PathBuf) -> Result<File> {
-    File::open(&path).with_context(|| format!("open {}", quoted(&path)))
+fn open_part(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("open {}", quoted(path)))
 }
 
 fn tag(index: usize) -> String {
