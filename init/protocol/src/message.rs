@@ -3,9 +3,9 @@
 
 use crate::wire::{HEADER_LEN, Reader, Writer};
 use crate::{
-    ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN, HOSTNAME_LEN_MAX, HOT_MEMORY_MAX,
-    Hello, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply, Request, Role, SIGNAL_MAX,
-    Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
+    ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN, HOSTNAME_LEN_MAX,
+    HOT_MEMORY_MAX, Hello, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply, Request,
+    Role, SIGNAL_MAX, Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
 };
 
 const HELLO: u8 = 0x01;

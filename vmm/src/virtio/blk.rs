@@ -100,10 +100,20 @@ impl Blk {
     fn serve(&mut self) -> Result<(), BrokenQueue> {
         // Taken out so that the disk can be borrowed beside it.
         let Some((memory, mut queue)) = self.active.take() else { return Ok(()) };
-        let result = self.drain(&memory, &mut queue);
+        let result = self.drain_and_rearm(&memory, &mut queue);
         let notified = queue.notify(&memory);
         self.active = Some((memory, queue));
         result.and(notified)
+    }
+
+    fn drain_and_rearm(&mut self, memory: &Memory, queue: &mut Queue) -> Result<(), BrokenQueue> {
+        loop {
+            self.drain(memory, queue)?;
+            // The end of the flush goes on with the queue, so that needs no kick.
+            if self.flush.is_running() || !queue.unmute_kicks(memory)? {
+                return Ok(());
+            }
+        }
     }
 
     fn drain(&mut self, memory: &Memory, queue: &mut Queue) -> Result<(), BrokenQueue> {

@@ -25,7 +25,13 @@ impl Device for Rng {
 
     fn kick(&mut self, _index: usize) -> Result<(), BrokenQueue> {
         let Some((memory, queue)) = &mut self.active else { return Ok(()) };
-        while let Some(mut chain) = queue.pop(memory)? {
+        loop {
+            let Some(mut chain) = queue.pop(memory)? else {
+                if queue.unmute_kicks(memory)? {
+                    continue;
+                }
+                return queue.notify(memory);
+            };
             let mut bytes = [0; BYTES_MAX];
             let length = chain.writer.remaining().min(BYTES_MAX);
             // The host's pool is filled long before anyone starts a machine; without bytes the driver tries again.
@@ -35,7 +41,6 @@ impl Device for Rng {
             }
             queue.complete(memory, chain)?;
         }
-        queue.notify(memory)
     }
 
     fn reset(&mut self) {

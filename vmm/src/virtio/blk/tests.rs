@@ -4,10 +4,10 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use virtio_queue::Queue as Ring;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue as Ring, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
@@ -32,7 +32,8 @@ impl Driver {
         let disk = config::Disk { file: file.try_clone().unwrap(), read_only };
         let mut blk = Blk::new(disk).unwrap();
         let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
-        let ring: Ring = MockSplitQueue::new(&*memory, 16).create_queue().unwrap();
+        let mut ring: Ring = MockSplitQueue::new(&*memory, 16).create_queue().unwrap();
+        ring.set_event_idx(true);
         blk.activate(Memory::clone(&memory), vec![Queue::new(ring, Interrupt::new(|| ()))]);
         Self { blk, memory, file, requests: 0 }
     }
@@ -79,6 +80,19 @@ fn sectors_are_written_and_read() {
     driver.memory.write_slice(&[0; 512], GuestAddress(DATA)).unwrap();
     assert_eq!(driver.request(request::IN, 4, 512, true), Some(0));
     assert_eq!(driver.memory.read_obj::<u8>(GuestAddress(DATA + 511)).unwrap(), 7);
+}
+
+/// With VIRTIO_F_EVENT_IDX the driver kicks only at the index that the device has asked for.
+#[test]
+fn every_next_request_is_announced() {
+    let mut driver = Driver::new(false);
+    for _ in 0..40 {
+        assert_eq!(driver.request(request::IN, 0, 512, true), Some(0));
+        let memory = Memory::clone(&driver.memory);
+        let used = MockSplitQueue::new(&*memory, 16).used_addr();
+        let avail_event = used.unchecked_add(4 + 8 * 16);
+        assert_eq!(memory.read_obj::<u16>(avail_event).unwrap(), driver.requests);
+    }
 }
 
 #[test]
