@@ -3,22 +3,24 @@
 //! the terminal while the command runs. It does not start sandboxes, and believes nothing that comes from one.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use protocol::{Exec, Hello, Message, Reply, Request, Role, Stdio, Token};
+use protocol::{Exec, Message, Reply, Request, Role, Stdio, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use vmm::marks::now_ns;
 
 use crate::sys::Signals;
 use crate::term::{self, RawMode};
 
 mod control;
+mod open;
 mod pump;
 
 use control::Control;
+pub use open::Streams;
+use open::{is_refused, open, open_streams, private_terminal};
 use pump::{Pump, Step, Way};
 
 /// A sandbox that has not begun the command by then never will: a start takes milliseconds, seconds on a loaded host.
@@ -41,14 +43,6 @@ const TAKEN: [i32; 9] = [
 const BLOCKED: [i32; 1] = [libc::SIGTTOU];
 /// What happens to programs whose terminal goes away.
 const TERMINAL_GONE: Option<End> = Some(End::Signal(libc::SIGHUP));
-
-/// This side's streams. For a session on a terminal, input and output are that terminal.
-#[derive(Clone, Copy, Debug)]
-pub struct Streams<'fd> {
-    pub stdin: BorrowedFd<'fd>,
-    pub stdout: BorrowedFd<'fd>,
-    pub stderr: BorrowedFd<'fd>,
-}
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,55 +124,6 @@ pub fn run(
     let session =
         Session { control, pumps, streams, signals, tty, raw: None, started: false, first_byte_ns: 0 };
     session.run()
-}
-
-/// Nobody listens: the VMM has gone, or does not listen yet.
-fn is_refused(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-/// The terminal, opened anew: a description of our own may be non-blocking without others noticing. Not every terminal
-/// can be (another user's, after su); the shared one then has to do.
-fn private_terminal(terminal: BorrowedFd<'_>) -> Option<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", terminal.as_raw_fd());
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).ok()
-}
-
-/// A connection that has said what it is for. The hello fits into an empty socket, so writing it does not block.
-fn open(connect: &dyn Fn() -> io::Result<OwnedFd>, token: Token, role: Role) -> io::Result<OwnedFd> {
-    let connection = connect()?;
-    let hello = Hello { token, role }.encode().expect("a hello has nothing that could be too long");
-    // A sandbox that has already hung up is found out on the control connection.
-    let _ = rustix::io::write(&connection, &hello);
-    Ok(connection)
-}
-
-fn open_streams<'fd>(
-    connect: &dyn Fn() -> io::Result<OwnedFd>,
-    token: Token,
-    stdio: Stdio,
-    streams: Streams<'fd>,
-) -> io::Result<Vec<Pump<'fd>>> {
-    let (stdin, stdout, stderr) = match stdio {
-        Stdio::Pipes { stdin, stdout, stderr } => (stdin, stdout, stderr),
-        Stdio::Tty(_) => {
-            let connection = open(connect, token, Role::Tty)?;
-            let other = connection.try_clone()?;
-            return Ok(vec![
-                Pump::new(Way::ToGuest, streams.stdin, connection, true),
-                Pump::new(Way::ToHost, streams.stdout, other, true),
-            ]);
-        }
-    };
-    let wanted = [
-        (stdin, Role::Stdin, Way::ToGuest, streams.stdin),
-        (stdout, Role::Stdout, Way::ToHost, streams.stdout),
-        (stderr, Role::Stderr, Way::ToHost, streams.stderr),
-    ];
-    let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
-    wanted.map(|(_, role, way, host)| Ok(Pump::new(way, host, open(connect, token, role)?, false))).collect()
 }
 
 struct Session<'a> {

@@ -261,8 +261,10 @@ impl Run {
             print_console(&sandbox);
         }
         // One that never worked is not kept either: the next run starts afresh.
-        if self.request.ephemeral && !self.detach || created && !visit.entered {
-            remove(store, &sandbox, &visit)?;
+        let unwanted = self.request.ephemeral && !self.detach || created && !visit.entered;
+        // The command's result is worth more than a folder that the next command will collect.
+        if unwanted && let Err(error) = remove(store, &sandbox, &visit) {
+            output::note(&format!("coracle: {}\n", output::explain(&error, false)));
         }
         self.report(visit, &config)
     }

@@ -1,5 +1,6 @@
 //! Sandboxes made, found, left behind and collected.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 
 use super::*;

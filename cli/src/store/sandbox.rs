@@ -1,0 +1,121 @@
+//! One sandbox's folder: its files, its lock, and the process that holds it.
+//! It owns the files' names, and how a signal finds the right process. It knows no other sandbox.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::config::SandboxConfig;
+
+/// The files of a sandbox.
+pub mod file {
+    pub const CONFIG: &str = "config.json";
+    pub const DISK: &str = "disk.img";
+    pub const LOCK: &str = "lock";
+    pub const SOCKET: &str = "exec.sock";
+    pub const CONSOLE: &str = "console.log";
+    pub const MARKS: &str = "marks";
+    pub const EXIT: &str = "exit.json";
+    /// What the VMM process itself had to say, before it could do better.
+    pub const LOG: &str = "vmm.log";
+    /// There: the sandbox goes when its VM does.
+    pub const EPHEMERAL: &str = "ephemeral";
+}
+
+const CONFIG_MAX: u64 = 8 << 20;
+/// How a sandbox's folder is opened.
+pub const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// A file that is ours alone.
+pub const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// A sandbox's folder, opened: it stays the same one when it is renamed, and nothing is read from it yet.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub name: String,
+    pub path: PathBuf,
+    pub dir: OwnedFd,
+}
+
+/// The right to start or remove a sandbox. It is the open file that counts: a child that inherits it keeps the lock.
+#[derive(Debug)]
+pub struct Lock(pub File);
+
+impl Sandbox {
+    pub fn config(&self) -> Result<SandboxConfig> {
+        let file = self.open_file(file::CONFIG)?;
+        let mut json = Vec::new();
+        file.take(CONFIG_MAX + 1).read_to_end(&mut json).context("config.json cannot be read")?;
+        ensure!(json.len() as u64 <= CONFIG_MAX, "config.json is too long");
+        SandboxConfig::parse(&json)
+    }
+
+    /// Whether somebody holds the lock. A test for people: by the time it returns, it may be otherwise.
+    pub fn is_running(&self) -> bool {
+        let Ok(lock) = self.open_file(file::LOCK) else { return false };
+        flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    }
+
+    pub fn is_ephemeral(&self) -> bool {
+        accessat(&self.dir, file::EPHEMERAL, rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Sends a signal to the VMM; false when there is none.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let Some(process) = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+            return false;
+        };
+        // While the lock is held the number means the process that holds it, so this is the one that was opened.
+        self.is_running() && pidfd_send_signal(process, signal).is_ok()
+    }
+
+    /// The VMM's process, as the command that started it wrote it into the lock.
+    fn pid(&self) -> Option<Pid> {
+        let mut text = String::new();
+        self.open_file(file::LOCK).ok()?.take(16).read_to_string(&mut text).ok()?;
+        Pid::from_raw(text.trim_end().parse().ok().filter(|&pid| pid > 1)?)
+    }
+
+    /// Opens one of the sandbox's files to read. A regular file: a FIFO put there would block us.
+    pub fn open_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => bail!("{name} is missing"),
+            Err(error) => return Err(error).with_context(|| format!("{name} cannot be opened")),
+        };
+        ensure!(file.metadata().is_ok_and(|it| it.is_file()), "{name} is not a file");
+        Ok(file)
+    }
+
+    /// The marks of a start, made empty by the command that started the VMM.
+    pub fn open_marks(&self) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat(&self.dir, file::MARKS, flags, Mode::empty()).context("open marks")?.into())
+    }
+
+    /// Creates or empties one of the sandbox's files.
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        create(&self.dir, name)
+    }
+}
+
+impl Lock {
+    /// Says whose the lock is from now on.
+    pub fn write_pid(&self, pid: u32) -> std::io::Result<()> {
+        self.0.write_all_at(format!("{pid:<15}\n").as_bytes(), 0)
+    }
+}
+
+/// Creates or empties a file of a sandbox.
+pub fn create(dir: &OwnedFd, name: &str) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(dir, name, flags, PRIVATE).with_context(|| format!("create {name}"))?;
+    Ok(file.into())
+}
