@@ -55,7 +55,7 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
     mark(port.as_ref(), Mark::Ready);
 
     let disk = Rc::new(disk);
-    let housekeeping = Housekeeping::new(config, Rc::clone(&disk));
+    let housekeeping = Housekeeping::new(config, Rc::clone(&disk), container.pid());
     Ok(Sandbox { server: Server::new(listener, Some(container), port, housekeeping), disk })
 }
 

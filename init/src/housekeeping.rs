@@ -9,7 +9,7 @@ use protocol::BootConfig;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::plan::DISK_DEVICE;
 use crate::sys::{self, Fork};
@@ -36,6 +36,8 @@ pub struct Housekeeping {
 struct Work {
     config: BootConfig,
     disk: Rc<OwnedFd>,
+    /// The container's PID 1, with which the container would end.
+    container: Pid,
 }
 
 enum State {
@@ -48,8 +50,8 @@ enum State {
 
 impl Housekeeping {
     /// For a booted sandbox.
-    pub fn new(config: BootConfig, disk: Rc<OwnedFd>) -> Self {
-        Self { work: Some(Work { config, disk }), state: State::Idle }
+    pub fn new(config: BootConfig, disk: Rc<OwnedFd>, container: Pid) -> Self {
+        Self { work: Some(Work { config, disk, container }), state: State::Idle }
     }
 
     /// For tests of the server: nothing to do.
@@ -81,7 +83,7 @@ impl Housekeeping {
         }
         self.state = State::Done;
         let Some(work) = self.work.take() else { return };
-        complain("spare the exec server", spare_this_process());
+        complain("spare the exec server", spare(work.container));
         match sys::fork() {
             Ok(Fork::Child) => work.run(),
             Ok(Fork::Parent(pid)) => {
@@ -166,19 +168,21 @@ fn blocks(ranges: &[(u64, u64)], size: u64) -> impl Iterator<Item = u64> {
     ranges.iter().flat_map(of_range)
 }
 
-/// Keeps the out-of-memory killer from this process. Commands started later ask to be treated as usual again.
-/// The container's /proc does not show this process, so one that nobody else sees is mounted for a moment.
-fn spare_this_process() -> Result<()> {
+/// Keeps the out-of-memory killer from this process and `container`. Commands started later ask to be treated as usual
+/// again. The container's /proc does not show this process, so one that nobody else sees is mounted for a moment.
+fn spare(container: Pid) -> Result<()> {
     let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
     let proc = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let score =
-        rustix::fs::openat(&proc, "self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&score, b"-1000")?;
+    for process in ["self".to_owned(), container.as_raw_pid().to_string()] {
+        let path = format!("{process}/oom_score_adj");
+        let score = rustix::fs::openat(&proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&score, b"-1000")?;
+    }
     Ok(())
 }
 
-/// Undoes `spare_this_process` in a child, by the container's /proc.
+/// Undoes `spare` in a child, by the container's /proc.
 pub fn as_usual() {
     if let Ok(score) = open("/proc/self/oom_score_adj", OFlags::WRONLY) {
         let _ = rustix::io::write(&score, b"0");

@@ -44,6 +44,11 @@ impl Container {
         }
     }
 
+    /// In the numbers of the guest's own PID namespace.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Readable when all of the container's processes have ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

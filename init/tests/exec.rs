@@ -493,7 +493,7 @@ fn another_version_is_answered_and_hung_up() {
 #[test]
 fn whoever_breaks_the_rules_is_hung_up_on() {
     let guest = Guest::start();
-    let hostile: [&[u8]; 4] = [b"GET / HTTP/1.1\r\n\r\n______", &[0xff; 24], &[0; 5], &[19, 0, 0, 0, 2]];
+    let hostile: [&[u8]; 3] = [b"GET / HTTP/1.1\r\n\r\n______", &[0xff; 24], &[0; 5]];
     for bytes in hostile {
         let mut stream = guest.connect();
         stream.write_all(bytes).unwrap();
@@ -508,6 +508,18 @@ fn whoever_breaks_the_rules_is_hung_up_on() {
     assert_eq!(session.reply(), Reply::Started);
     session.send(&Request::Exec(command(&["true"], pipes())));
     expect_hung_up(session.control);
+}
+
+#[test]
+fn a_connection_that_never_says_what_it_is_is_given_up() {
+    let guest = Guest::start();
+    let silent = guest.connect();
+    let mut half = guest.connect();
+    half.write_all(&[19, 0, 0, 0, 1, 1]).unwrap();
+    let lonely = hello(guest.connect(), new_token(), Role::Stdin);
+    for stream in [silent, half, lonely] {
+        expect_hung_up(stream);
+    }
 }
 
 #[test]
