@@ -6,8 +6,8 @@ use std::fmt::Write;
 use crate::layout;
 
 /// The options that never change.
-/// - `earlyprintk`: the serial line without a driver. With `quiet` it carries errors and panics only, so it costs
-///   nothing until the guest has something to say; `keep` so that it outlives the boot.
+/// - `earlyprintk`: the serial line without a driver. With `quiet`, which has to come before it, it carries errors
+///   and panics only, so it costs nothing until the guest has something to say; `keep` so that it outlives the boot.
 /// - `panic=-1 reboot=t`: a panic ends in a triple fault at once, which the VMM sees.
 /// - `tsc=reliable`, `no_timer_check`: KVM's clocks need no watchdog and no calibration.
 /// - `cryptomgr.notests`, `random.trust_cpu=on`: no self-tests and no waiting for entropy at start.
@@ -17,8 +17,8 @@ const FIXED: &str = "earlyprintk=serial,ttyS0,115200,keep panic=-1 reboot=t tsc=
 
 /// The command line of a machine with `slots` virtio devices.
 pub fn build(verbose_console: bool, slots: u8) -> String {
-    let mut cmdline = String::from(FIXED);
-    cmdline.push_str(if verbose_console { " ignore_loglevel" } else { " quiet" });
+    let level = if verbose_console { "ignore_loglevel" } else { "quiet" };
+    let mut cmdline = format!("{level} {FIXED}");
     for n in 0..slots {
         let (address, irq) = layout::slot(n);
         // Linux Documentation/admin-guide/kernel-parameters.txt, "virtio_mmio.device"
@@ -34,11 +34,13 @@ mod tests {
     #[test]
     fn devices_are_listed_in_order() {
         let cmdline = build(false, 2);
-        assert!(
-            cmdline.ends_with(" quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"),
-            "{cmdline}"
-        );
-        assert!(build(true, 0).ends_with("ignore_loglevel"));
+        assert!(cmdline.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"));
+    }
+
+    #[test]
+    fn the_level_comes_before_the_console() {
+        assert!(build(false, 0).starts_with("quiet earlyprintk="));
+        assert!(build(true, 0).starts_with("ignore_loglevel earlyprintk="));
     }
 
     #[test]
