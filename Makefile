@@ -46,7 +46,7 @@ bench: build ## measure starts and sessions by criterion, in this machine's time
 	cargo bench --locked -p benches
 
 bench-virtual: build ## measure in the lab's virtual time, beside QEMU microvm, against the committed budget
-	cargo run --quiet --release --locked -p benches
+	@benches/virtual
 
 lab: build ## open a shell in the lab host, which has a real KVM and Coracle installed
 	@tests/lab/run --tty -- bash -l

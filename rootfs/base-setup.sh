@@ -23,6 +23,11 @@ cat >/etc/profile.d/coracle.sh <<'PROFILE'
 PATH=$HOME/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 PROFILE
 
+# Two terminals call themselves by a name that ncurses does not have, though it knows them.
+mkdir -p /etc/terminfo/x
+ln -s /usr/share/terminfo/k/kitty /etc/terminfo/x/xterm-kitty
+ln -s /usr/share/terminfo/g/ghostty /etc/terminfo/x/xterm-ghostty
+
 # One timestamp for all files (the image has no room for more) would make every .pyc look stale, and Python compile again at
 # each start. These never look at the source.
 python3 -m compileall -q -f -j0 --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.* /usr/share/python3
