@@ -3,6 +3,7 @@
 //! guest; there is no other agent in it.
 
 mod call;
+pub mod fuzz;
 mod home;
 pub mod host;
 pub mod random;
