@@ -1,0 +1,13 @@
+//! The lab suite: Coracle as its users have it, on a KVM that runs an unmodified kernel. `tests/lab/runner` brings this
+//! program to one. A module per topic, all in one program so that the lab is booted once; their order is that of
+//! libtest, by name, so the long ones begin early.
+
+mod bad_input;
+mod churn;
+mod crash;
+mod hostile;
+mod lifecycle;
+mod memory;
+mod run;
+mod terminal;
+mod workspace;

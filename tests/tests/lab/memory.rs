@@ -1,0 +1,90 @@
+//! How much memory the guest has, and how much the host pays for it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use tests::{Test, Vm};
+
+/// What the VMM may take beyond the guest's memory.
+const VMM_MAX_KIB: u64 = 5 << 10;
+const GUEST_MIB: u64 = 512;
+
+/// One line of /proc/PID/smaps: addresses, and what is resident of them.
+#[derive(Debug)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    resident_kib: u64,
+    /// What is mapped, for the message of a failure.
+    #[expect(dead_code, reason = "printed by Debug")]
+    name: String,
+}
+
+fn mappings(pid: i32) -> Result<Vec<Mapping>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("read the VMM's smaps")?;
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().context("no empty lines")?;
+        if let Some((start, end)) = first.split_once('-') {
+            let address = |text| u64::from_str_radix(text, 16).context("an address");
+            let name = words.nth(4).unwrap_or_default().to_owned();
+            mappings.push(Mapping { start: address(start)?, end: address(end)?, resident_kib: 0, name });
+        } else if first == "Rss:" {
+            mappings.last_mut().context("a mapping")?.resident_kib =
+                words.next().context("a number")?.parse()?;
+        }
+    }
+    Ok(mappings)
+}
+
+/// The mappings that are not the guest's memory, which is the one run of neighbours with exactly its size.
+fn beyond_guest(all: &[Mapping]) -> Result<Vec<&Mapping>> {
+    let size = GUEST_MIB << 20;
+    let run = |first: usize| {
+        let mut last = first;
+        while all[last].end - all[first].start < size && all.get(last + 1)?.start == all[last].end {
+            last += 1;
+        }
+        (all[last].end - all[first].start == size).then_some(first..=last)
+    };
+    let guest =
+        (0..all.len()).find_map(run).with_context(|| format!("no run of {GUEST_MIB} MiB in {all:#x?}"))?;
+    Ok(all
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !guest.contains(index))
+        .map(|(_, mapping)| mapping)
+        .collect())
+}
+
+#[test]
+fn the_vmm_takes_at_most_five_mebibytes_beyond_the_guests_memory() -> Test {
+    let vm = Vm::boot()?;
+    vm.exec("cat /usr/bin/* > /dev/null; cp /usr/bin/git . ; sync")?;
+    let all = mappings(vm.home.vmm()?.pid.as_raw_nonzero().get())?;
+    let beyond = beyond_guest(&all)?;
+    let kib: u64 = beyond.iter().map(|mapping| mapping.resident_kib).sum();
+    eprintln!("the VMM takes {kib} KiB beyond the guest's memory");
+    assert!(kib <= VMM_MAX_KIB, "{kib} KiB: {beyond:#x?}");
+    Ok(())
+}
+
+#[test]
+fn a_large_guest_gets_all_of_its_memory_soon_after_its_start() -> Test {
+    let vm = Vm::boot_with(["--cpus", "1", "-m", "8g"])?;
+    let total = || -> Result<u64> {
+        Ok(vm.exec("awk '/^MemTotal/ {print $2}' /proc/meminfo")?.trim().parse::<u64>()? >> 10)
+    };
+    vm.home.wait_for("8 GiB arrive", || total().is_ok_and(|mib| mib > 7800))?;
+    let use_it = "python3 -c 'x = bytearray(1 << 30); x[::4096] = b\"1\" * (1 << 18); print(len(x))'";
+    assert_eq!(vm.exec(use_it)?, "1073741824\n");
+    Ok(())
+}
+
+#[test]
+fn a_small_guest_works() -> Test {
+    let vm = Vm::boot_with(["--cpus", "1", "-m", "256m"])?;
+    assert_eq!(vm.exec("git init -q x && python3 -c 'print(1)'")?, "1\n");
+    Ok(())
+}
