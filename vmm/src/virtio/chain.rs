@@ -10,7 +10,7 @@ use std::ptr;
 
 use libc::{c_int, iovec, off_t};
 use virtio_queue::DescriptorChain;
-use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Address, ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::{BrokenQueue, Memory};
 
@@ -24,6 +24,7 @@ pub const SEGMENTS_MAX: usize = 320;
 #[derive(Debug)]
 pub struct Chain<'m> {
     head: u16,
+    last: Option<GuestAddress>,
     pub reader: Reader<'m>,
     pub writer: Writer<'m>,
 }
@@ -35,7 +36,7 @@ impl<'m> Chain<'m> {
         mut descriptors: DescriptorChain<&GuestMemoryMmap<()>>,
     ) -> Result<Self, BrokenQueue> {
         let (mut readable, mut writable) = (Vec::with_capacity(4), Vec::with_capacity(4));
-        let mut more = true;
+        let (mut more, mut last) = (true, None);
         for descriptor in descriptors.by_ref() {
             more = descriptor.has_next();
             if readable.len() + writable.len() == SEGMENTS_MAX {
@@ -47,6 +48,9 @@ impl<'m> Chain<'m> {
             let slice = memory
                 .get_slice(descriptor.addr(), descriptor.len() as usize)
                 .map_err(|_| BrokenQueue("buffer is not in memory"))?;
+            if descriptor.is_write_only() && descriptor.len() > 0 {
+                last = descriptor.addr().checked_add(u64::from(descriptor.len()) - 1);
+            }
             if descriptor.is_write_only() { &mut writable } else { &mut readable }.push(slice);
         }
         // The iterator ends without a word at a bad link; a chain that ends well ends without `next`.
@@ -54,12 +58,26 @@ impl<'m> Chain<'m> {
             return Err(BrokenQueue("chain does not end"));
         }
         let (reader, writer) = (Reader::new(readable), Writer::new(writable));
-        Ok(Self { head: descriptors.head_index(), reader, writer })
+        Ok(Self { head: descriptors.head_index(), last, reader, writer })
     }
 
     pub(super) fn head(&self) -> u16 {
         self.head
     }
+
+    /// Puts the chain aside, to be completed with nothing but its last writable byte; `None` if it has none.
+    #[must_use]
+    pub fn defer(self) -> Option<Deferred> {
+        Some(Deferred { head: self.head, last: self.last? })
+    }
+}
+
+/// A chain that is completed later, maybe after another thread has done the work. It borrows nothing.
+#[derive(Debug)]
+pub struct Deferred {
+    pub(super) head: u16,
+    /// Where its last writable byte is, which was in memory when the chain was checked.
+    pub(super) last: GuestAddress,
 }
 
 /// The readable buffers of a chain, from the first byte not yet read.

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub use self::chain::{Chain, Reader, Writer};
+pub use self::chain::{Chain, Deferred, Reader, Writer};
 pub use self::queue::Queue;
 pub use crate::memory::Memory;
 

@@ -5,8 +5,9 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
+use vm_memory::Bytes;
 
-use super::{BrokenQueue, Chain, Interrupt, Memory};
+use super::{BrokenQueue, Chain, Deferred, Interrupt, Memory};
 
 /// A queue the driver has set up, with the way to interrupt it.
 #[derive(Debug)]
@@ -49,6 +50,21 @@ impl Queue {
         self.ring
             .add_used(&**memory, chain.head(), written)
             .map_err(|_| BrokenQueue("used ring is not in memory"))
+    }
+
+    /// Gives a chain back that had been put aside, with `last` in its last writable byte.
+    ///
+    /// # Errors
+    /// When the used ring is not in guest memory.
+    #[expect(clippy::needless_pass_by_value, reason = "as for `complete`")]
+    pub fn complete_deferred(
+        &mut self,
+        memory: &Memory,
+        chain: Deferred,
+        last: u8,
+    ) -> Result<(), BrokenQueue> {
+        memory.write_obj(last, chain.last).map_err(|_| BrokenQueue("buffer is not in memory"))?;
+        self.ring.add_used(&**memory, chain.head, 1).map_err(|_| BrokenQueue("used ring is not in memory"))
     }
 
     /// Interrupts the driver if it asked for that; called once per burst of completions.
