@@ -29,6 +29,8 @@ pub struct Driver {
     free: Vec<u16>,
     /// By head: the descriptors, and of those the ones the device may write to.
     chains: Vec<Vec<(u16, u32, bool)>>,
+    /// The last byte the device could write in the chain taken back last.
+    pub last: u8,
     pub interrupts: Arc<AtomicU32>,
 }
 
@@ -56,6 +58,7 @@ impl Driver {
             kicked: 0,
             free: (0..size).collect(),
             chains: vec![Vec::new(); size.into()],
+            last: 0,
             interrupts: Arc::clone(&interrupts),
         };
         memory.write_slice(&[0; 0x1_0000], GuestAddress(base)).unwrap();
@@ -151,6 +154,10 @@ impl Driver {
                 self.memory.read_slice(&mut part, self.buffer(index)).unwrap();
                 left -= left.min(length);
                 bytes.extend(part);
+                if length > 0 {
+                    let end = self.buffer(index).0 + u64::from(length);
+                    self.last = self.memory.read_obj(GuestAddress(end - 1)).unwrap();
+                }
             }
         }
         assert_eq!(left, 0, "more was written than there was room for");
