@@ -11,8 +11,9 @@ DIST := target/dist
 PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-# Takes the programs that need a KVM with an unmodified kernel to one: this machine's, or the lab's.
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab/runner
+# Cargo runs tests and benchmarks through these, which take them to a KVM with an unmodified kernel: this machine's, or the lab's.
+test: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab/runner
+bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/benches/runner
 
 .DEFAULT_GOAL := help
 .PHONY: help run build kernel template test lint bench bench-virtual lab install deps
@@ -42,7 +43,7 @@ test: build ## run all tests: units, devices, tiny guests on this machine's KVM,
 lint: deps ## check the format, the lints, the scripts, and the dependencies' licences
 	@.ci/lint
 
-bench: build ## measure starts and sessions by criterion, in this machine's time
+bench: build ## measure starts and sessions by criterion, on this machine's KVM, or else in the lab
 	cargo bench --locked -p benches
 
 bench-virtual: build ## measure in the lab's virtual time, beside QEMU microvm, against the committed budget

@@ -52,14 +52,14 @@ root_command() {
 apt_install() {
     local root
     # Debian's own tools ask nothing that matters here.
-    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$@")
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@")
     if ! root=$(root_command); then
         say "error: missing packages, and no right to install them. Run: sudo apt-get install --no-install-recommends $*"
         exit 1
     fi
     say "deps: installing $* (apt; up to two minutes) ..."
     # shellcheck disable=SC2086  # none, one or two words
-    $root "${install[@]}" >&2 || { $root apt-get update --quiet >&2 && $root "${install[@]}" >&2; }
+    $root "${install[@]}" >&2 || { $root apt-get update -qq >&2 && $root "${install[@]}" >&2; }
 }
 
 if ! type -P cargo >/dev/null; then
