@@ -25,9 +25,18 @@ use crate::sys;
 use crate::text::{Raw, plain, quoted};
 use crate::workspace::Workspace;
 
-/// Not for the VMM: it ends when it is told to by SIGTERM, whatever becomes of the terminal it was started from.
-const IGNORED: [i32; 7] =
-    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGTTOU, libc::SIGUSR1, libc::SIGUSR2];
+/// Not for the VMM: it ends when it is told to by SIGTERM, whatever becomes of the terminal it was started from, and a
+/// file size limit is the guest's problem, as EFBIG.
+const IGNORED: [i32; 8] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTSTP,
+    libc::SIGTTOU,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGXFSZ,
+];
 /// Nobody will come back to a sandbox that is removed with its first session: if none is open, its command was killed.
 const EPHEMERAL_IDLE: Duration = Duration::from_secs(2);
 
