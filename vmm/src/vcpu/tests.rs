@@ -76,7 +76,7 @@ fn map_device_memory(memory: &Memory) {
     const PD: u64 = 0xc000;
     memory.write_obj(PD | 3, GuestAddress(layout::BOOT_PDPT.0 + 3 * 8)).unwrap();
     for n in 0..512_u64 {
-        let entry = 0xc000_0000 + (n << 21) | 1 << 7 | 3;
+        let entry = (0xc000_0000 + (n << 21)) | (1 << 7) | 3;
         memory.write_obj(entry, GuestAddress(PD + n * 8)).unwrap();
     }
 }
