@@ -13,10 +13,13 @@ pub struct Figure {
     pub value: f64,
 }
 
+/// Milliseconds have nanoseconds as their last digits; what is behind those is only the way in which numbers are stored.
+const DIGITS: f64 = 1e6;
+
 impl Figure {
     #[must_use]
     pub fn new(name: &str, value: f64) -> Self {
-        Self { name: name.to_owned(), value }
+        Self { name: name.to_owned(), value: (value * DIGITS).round() / DIGITS }
     }
 }
 

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, ensure};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
 
-/// How often each figure is taken; the median counts. Odd, so that the median is one of them.
+/// How often a figure is taken; the median counts. Odd, so that the median is one of them.
 pub const SAMPLES: usize = 5;
+/// The same for what takes a few milliseconds, to which the random places of a process's memory matter more.
+pub const SHORT_SAMPLES: usize = 25;
 
 /// Makes this process the parent of what its children leave running, so that `settle` can wait for it.
 ///
@@ -78,13 +80,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The median of what `sample` returns; its first time only warms the caches.
+/// The median of `count` times that `sample` returns; one more before them only warms the caches.
 ///
 /// # Errors
 /// Those of `sample`.
-pub fn sample_median(mut sample: impl FnMut() -> Result<Duration>) -> Result<f64> {
+pub fn sample_median(count: usize, mut sample: impl FnMut() -> Result<Duration>) -> Result<f64> {
     sample()?;
-    let times: Result<Vec<_>> = (0..SAMPLES).map(|_| Ok(ms(sample()?))).collect();
+    let times: Result<Vec<_>> = (0..count).map(|_| Ok(ms(sample()?))).collect();
     Ok(median(times?))
 }
 
@@ -114,7 +116,7 @@ mod tests {
     fn the_first_sample_does_not_count() {
         let mut next = [900, 5, 4, 1, 2, 3].into_iter();
         let median =
-            sample_median(|| Ok(Duration::from_millis(next.next().expect("six are taken")))).unwrap();
+            sample_median(5, || Ok(Duration::from_millis(next.next().expect("six are taken")))).unwrap();
         assert_eq!(median, 3.0);
     }
 }

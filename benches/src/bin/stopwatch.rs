@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use argh::FromArgs;
 use benches::figures::{Figure, Run};
 use benches::product::Product;
-use benches::timer::{self, SAMPLES, median, sample_median};
+use benches::timer::{self, SAMPLES, SHORT_SAMPLES, median, sample_median};
 use benches::{phases, resident};
 
 const SMALL: &str = "512m";
@@ -60,8 +60,8 @@ fn main() -> Result<()> {
 }
 
 fn cold_figures(product: &Product) -> Result<Vec<Figure>> {
-    let small = sample_median(|| product.cold_run(SMALL))?;
-    let large = sample_median(|| product.cold_run(LARGE))?;
+    let small = sample_median(SAMPLES, || product.cold_run(SMALL))?;
+    let large = sample_median(SAMPLES, || product.cold_run(LARGE))?;
     Ok(vec![
         Figure::new("run_true_512_ms", small),
         Figure::new("run_true_8g_ms", large),
@@ -83,12 +83,12 @@ fn cold_phases(product: &Product) -> Result<Vec<Figure>> {
 /// What is measured while a sandbox is running.
 fn session_figures(product: &Product) -> Result<Vec<Figure>> {
     let running = product.running(SMALL)?;
-    let session = sample_median(|| running.session())?;
+    let session = sample_median(SHORT_SAMPLES, || running.session())?;
     let resident_kib = resident::beyond_guest_kib(running.vmm()?, SMALL_MIB)?;
     Ok(vec![
         Figure::new("exec_true_ms", session),
-        Figure::new("ls_ms", sample_median(|| product.plain(&["ls"]))?),
-        Figure::new("help_ms", sample_median(|| product.plain(&["help"]))?),
+        Figure::new("ls_ms", sample_median(SHORT_SAMPLES, || product.plain(&["ls"]))?),
+        Figure::new("help_ms", sample_median(SHORT_SAMPLES, || product.plain(&["help"]))?),
         Figure::new("vmm_resident_kib", resident_kib as f64),
     ])
 }
@@ -101,7 +101,7 @@ fn microvm(args: &Args) -> Result<f64> {
     command.arg("--library-path").arg(file("lib")).arg(file("qemu")).arg("-L").arg(file("firmware"));
     command.args(MICROVM).arg("-kernel").arg(&args.kernel).arg("-initrd").arg(file("null.cpio"));
     check(&args.kernel)?;
-    sample_median(|| Ok(timer::time(&mut command)?.time)).context("measure the baseline")
+    sample_median(SAMPLES, || Ok(timer::time(&mut command)?.time)).context("measure the baseline")
 }
 
 fn check(kernel: &Path) -> Result<()> {

@@ -31,7 +31,7 @@ mod timer;
 const DEVICE_ID: u32 = 19;
 /// rx, tx, event (5.10.2 "Virtqueues"). The driver fills rx with pages while it starts, so more costs time there;
 /// of events it has eight and we send none.
-const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+const QUEUE_SIZES: [u16; 3] = [64, 64, 8];
 /// What one call moves in each direction before other devices have their turn.
 const PACKETS_MAX: usize = 64;
 const BYTES_MAX: usize = 8 * PACKET_MAX;
