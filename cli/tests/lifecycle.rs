@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use expect_test::expect;
+use expect_test::{expect, expect_file};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Home, Ran, eventually, share, terminal};
@@ -281,103 +281,12 @@ fn a_strange_umask_breaks_nothing() {
 #[test]
 fn help_teaches() {
     let home = Home::new();
-    expect![[r#"
-        Usage: coracle <command> [<args>]
-
-        Coracle runs a coding agent, or any command you do not trust, in a Linux virtual
-        machine of its own, in milliseconds. It sees the folders you name, at the same
-        paths, and nothing else of this machine.
-
-        Options:
-          -h, --help        display usage information
-
-        Commands:
-          run               Run an agent, or a command, in a sandbox on this folder.
-          exec              Run another command in a sandbox, which is started when it
-                            is stopped.
-          ls                List the sandboxes, running and stopped.
-          stop              Stop sandboxes; what they hold stays.
-          rm                Remove sandboxes, with all that was installed or written in
-                            them.
-          doctor            Check this machine, and say what to do about what is found.
-          version           Print Coracle's version.
-
-        Examples:
-          coracle run shell                              bash in a sandbox on this folder
-          coracle run --rm shell ~/proj -- make -j4      one command, then the sandbox is gone
-          coracle run shell ~/proj ~/docs:ro             more folders, this one read-only
-          coracle exec -it shell-proj bash               a second session in the same sandbox
-
-        Notes:
-          coracle help COMMAND tells more of each command.
-          -v before or after a command shows all causes of an error.
-  
-          The exit code of run and exec is the command's own, but for
-            125    Coracle itself failed, or was not understood; the message says what to do
-            126    the command in the sandbox is there, but cannot be run
-            127    the command in the sandbox was not found
-            128+n  the command, or Coracle, was ended by signal n
-    "#]]
-    .assert_eq(home.run(["help"]).stdout());
+    expect_file!["help/coracle.txt"].assert_eq(home.run(["help"]).stdout());
     for command in ["run", "exec", "ls", "stop", "rm", "doctor", "version"] {
         let help = home.run(["help", command]);
         assert_eq!(help.stdout(), home.run([command, "--help"]).stdout());
         assert_eq!(help.stdout(), home.run([command, "-h"]).stdout());
         assert!(help.stdout().starts_with(&format!("Usage: coracle {command} ")), "{}", help.stdout());
     }
-    expect![[r#"
-        Usage: coracle run [FLAGS] AGENT [PATH[:ro]...] [-- ARGS...]
-
-        Run an agent, or a command, in a sandbox on this folder.
-
-        Positional Arguments:
-          AGENT             what to run; this Coracle has: shell
-          PATH              folders to show to the sandbox; the first, by default this
-                            one, is where it starts
-
-        Options:
-          --name            name of the sandbox; the default is AGENT-FOLDER, with a
-                            number when another folder's sandbox has that name
-          --cpus            number of CPUs; the default is all of this machine's
-          -m, --memory      memory, such as 512m or 4g, rounded up to steps of 128m
-                            beyond 512m; the default is half of this machine's, from
-                            512m to 32g. It is used only as far as it is needed
-          --disk            size of the disk for what is written outside the workspaces;
-                            the default is 20g, used only as far as needed
-          -e, --env         environment variable; KEY alone passes on your own. Can be
-                            repeated
-          --env-file        file of environment variables, a KEY=VALUE in each line. Can
-                            be repeated
-          -w, --workdir     folder of the sandbox to start in; the default is the first
-                            workspace
-          -d, --detach      start the sandbox, print its id, and do not attach
-          --rm              a new sandbox, removed when this command ends
-          --idle-timeout    stop when no session has been open for this long, such as
-                            30s or 5m; 0 is never, the default is 30s
-          --timings         print on the error stream where the time went; FORMAT is
-                            text or json
-          --console         print the guest kernel's log on the error stream at the end,
-                            all of it, when this command starts the sandbox
-          -i, --interactive as in docker; run passes input on anyway
-          -t, --tty         as in docker; run takes a terminal anyway where there is
-                            one, and with this it insists on one
-          -h, --help        display usage information
-
-        Examples:
-          coracle run shell                              bash in a sandbox on this folder
-          coracle run --rm shell ~/proj -- make -j4      one command; its exit code is this command's
-          echo data | coracle run --rm shell . -- sort   pipes
-          coracle run shell . -- -c 'echo hi'            the same as: bash -l -c 'echo hi'
-          coracle run shell ~/proj ~/docs:ro             more folders, this one read-only
-          coracle run -d --name box --cpus 2 -m 4g shell start it, to use with coracle exec box
-
-        Notes:
-          The sandbox is created when there is none for this agent and folder, started when it is stopped, and attached to.
-          It stays, with all that was installed in it, until coracle rm; it stops by itself when it has been unused for a while.
-          Arguments after -- replace the agent's command, or are added to it when the first begins with a dash.
-          Input and output are a terminal when this command's are, else three separate streams.
-          CPUs, memory, disk, idle timeout and folders are fixed when the sandbox is created; to change them, remove it or
-          give another --name. Variables of -e and --env-file are kept with a new sandbox, and are for this session alone in
-          one that exists. A path that itself ends in :ro is written with a slash behind it.
-    "#]].assert_eq(home.run(["help", "run"]).stdout());
+    expect_file!["help/run.txt"].assert_eq(home.run(["help", "run"]).stdout());
 }
