@@ -10,6 +10,7 @@ use argh::{ArgsInfo, FromArgs};
 use rustix::process::Signal;
 
 use crate::cmd::{Typed, stop};
+use crate::config::check_name;
 use crate::output::{note, print};
 use crate::store::{Locked, NotFound, Sandbox, Store};
 use crate::text::{Raw, plain};
@@ -47,6 +48,10 @@ impl Args {
             } else {
                 bail!("rm needs the name of a sandbox; coracle ls lists them")
             };
+        }
+        if self.force {
+            // What is not there is no error, but what could never be there is a mistake.
+            self.names.iter().try_for_each(|name| check_name(&name.0).map(drop))?;
         }
         let Some(store) = self.store()? else { return Ok(0) };
         let mut sandboxes = Vec::new();
