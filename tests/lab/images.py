@@ -6,12 +6,13 @@ Owns both formats. Disks are padded to whole huge pages, as QEMU maps them.
 import hashlib
 import io
 import os
-import shutil
 import subprocess
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+
+import channel
 
 ALIGN = 2 << 20
 # Room for the file system's own tables, which grow with what it holds.
@@ -19,8 +20,10 @@ EXT4_SPARE = 32 << 20
 TESTER = 1234
 HOME = "/home/tester"
 # Prefixes change with every build of the project; an image that nobody used for this long goes.
-KEEP_SECONDS = 24 * 3600
-RECIPE = b"1"
+KEEP_SECONDS = 2 * 3600
+RECIPE = b"2"
+# Fixed, so that a build of the same prefix gives the same directory order.
+IMAGE_UUID = "c04ac1e0-0000-4000-8000-00000000001c"
 
 
 def cache_root():
@@ -44,6 +47,16 @@ def fingerprint(prefix):
     return digest.hexdigest()[:16]
 
 
+def make_ext4(folder, image):
+    used = sum(entry.stat().st_blocks * 512 for entry in folder.rglob("*"))
+    tools = {"check": True, "stdout": subprocess.DEVNULL, "env": {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}}
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode",
+                    "-U", IMAGE_UUID, "-E", f"hash_seed={IMAGE_UUID}", "-d", folder, image,
+                    f"{aligned(used + used // 20 + EXT4_SPARE) >> 10}k"], **tools)
+    # A user's prefix has none, and who lists it as an ordinary user would see an error.
+    subprocess.run(["debugfs", "-w", "-R", "rmdir lost+found", image], stderr=subprocess.DEVNULL, **tools)
+
+
 def prefix(path):
     """The prefix as a cached ext4 image, which keeps the sparse disks in it sparse; EROFS could not."""
     root = cache_root()
@@ -56,11 +69,8 @@ def prefix(path):
         # A copy, as links in the prefix lead out of it.
         staged = Path(work, "prefix")
         subprocess.run(["cp", "-rL", "--preserve=mode,timestamps", "--sparse=always", path, staged], check=True)
-        used = sum(entry.stat().st_blocks * 512 for entry in staged.rglob("*"))
         made = Path(work, "image")
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode",
-                        "-d", staged, made, f"{aligned(used + used // 20 + EXT4_SPARE) >> 10}k"],
-                       stdout=subprocess.DEVNULL, check=True, env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"})
+        make_ext4(staged, made)
         made.rename(image)
     for old in root.glob("lab-prefix-*"):
         if old.stat().st_mtime < time.time() - KEEP_SECONDS:
@@ -90,13 +100,13 @@ def add_put(tar, host, lab):
     tar.add(host.resolve(), arcname=lab.lstrip("/"), filter=give_to_tester)
 
 
-def archive(path, here, args, streams):
+def archive(path, here, args):
     """init must come first: the userland's stub takes the first member. argv is NUL-separated, as in /proc."""
     settings = {"virtual": args.virtual_time, "root": args.root, "tty": args.tty}
     lines = [f"{name}={'yes' if value else 'no'}" for name, value in settings.items()]
-    lines += [f"end={streams.end_mark}", f"term={os.environ.get('TERM', 'dumb') if args.tty else 'dumb'}"]
+    lines += [f"end={channel.END_MARK}", f"term={os.environ.get('TERM', 'dumb') if args.tty else 'dumb'}"]
     if args.tty:
-        size = shutil.get_terminal_size()
+        size = channel.window_size()
         lines += [f"rows={size.lines}", f"columns={size.columns}"]
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         add_text(tar, "lab/init", (here / "init").read_bytes())
