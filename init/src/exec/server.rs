@@ -244,8 +244,8 @@ impl Server {
     fn shut_down(&mut self) {
         if self.ending.is_none() {
             self.ending = Some(Ending::Asked(Instant::now() + SHUTDOWN_GRACE));
-            self.sessions.iter_mut().for_each(Session::hang_up);
             self.ask_to_end();
+            self.sessions.iter_mut().for_each(Session::close_terminal);
         }
     }
 

@@ -172,6 +172,13 @@ impl Session {
         self.kill_at = self.command.as_ref().map(|_| Instant::now() + HANG_UP_GRACE);
     }
 
+    /// The sandbox ends, and asks all processes to: shells on a terminal ignore that, but not that it is hung up.
+    pub fn close_terminal(&mut self) {
+        if self.io.terminal.is_some() {
+            self.hang_up();
+        }
+    }
+
     fn serve_control(&mut self) {
         if self.flush().and_then(|()| self.receive()).is_err() {
             self.hang_up();
