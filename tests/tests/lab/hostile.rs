@@ -126,7 +126,7 @@ fn a_guest_without_memory_kills_its_own() -> Test {
 fn a_full_disk_is_the_guests_own_trouble() -> Test {
     let vm = Vm::boot_with(["--cpus", "1", "-m", "512m", "--disk", "1g"])?;
     let fill = "fallocate -l 2G ~/big 2>&1 || dd if=/dev/zero of=big bs=1M count=2000 2>&1";
-    let done = vm.command(["sh", "-c", &format!("cd ~; {fill} | grep -o 'No space left' | head -n 1; rm -f big; echo well > ~/note; cat ~/note")]).run()?;
+    let done = vm.command(["sh", "-c", &format!("cd ~; {{ {fill}; }} | grep -o 'No space left' | head -n 1; rm -f big; echo well > ~/note; cat ~/note")]).run()?;
     assert_eq!(done.out(), "No space left\nwell\n");
     Ok(())
 }
