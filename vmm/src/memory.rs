@@ -1,6 +1,6 @@
 //! Guest memory: one anonymous mapping per range of RAM, with kernel and initramfs laid over it.
 //! It owns how memory is mapped and registered with KVM. It does not know what the guest keeps where.
-#![expect(unsafe_code, reason = "maps files over guest memory and gives host addresses to KVM")]
+#![expect(unsafe_code, reason = "maps guest memory, files over it, and gives host addresses to KVM")]
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::layout;
 
@@ -20,7 +21,7 @@ pub type Memory = Arc<GuestMemoryMmap<()>>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("map {mib} MiB of guest memory")]
-    Map { mib: u64, source: vm_memory::mmap::FromRangesError },
+    Map { mib: u64, source: io::Error },
     #[error("give KVM the memory at {address:#x}")]
     Register { address: u64, source: kvm_ioctls::Error },
     #[error("{length} bytes at {address:#x} are not guest memory")]
@@ -29,15 +30,42 @@ pub enum Error {
     MapFile { address: u64, source: io::Error },
 }
 
-/// Maps `size` bytes of guest memory. Pages are taken from the host when they are first touched.
+/// The size of a huge page, which an address has to be a multiple of for the guest and for the host.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Maps `size` bytes of guest memory, until the process ends. Pages are taken from the host when they are first touched,
+/// huge ones where it has them: each page is a VM exit.
 pub fn map(size: u64) -> Result<Memory, Error> {
-    let ranges: Vec<_> = layout::ram(size)
-        .into_iter()
-        .map(|(start, length)| (GuestAddress(start), usize::try_from(length).expect("64-bit host")))
-        .collect();
-    let memory =
-        GuestMemoryMmap::from_ranges(&ranges).map_err(|source| Error::Map { mib: size >> 20, source })?;
-    Ok(Arc::new(memory))
+    let regions = layout::ram(size).into_iter().map(|(start, length)| {
+        let length = usize::try_from(length).expect("64-bit host");
+        region(GuestAddress(start), length).map_err(|source| Error::Map { mib: size >> 20, source })
+    });
+    let memory = GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?);
+    Ok(Arc::new(memory.expect("the layout's ranges are in order and do not overlap")))
+}
+
+fn region(start: GuestAddress, length: usize) -> io::Result<GuestRegionMmap<()>> {
+    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping, which nothing else refers to.
+    let space = unsafe {
+        libc::mmap(std::ptr::null_mut(), length + HUGE_PAGE, libc::PROT_NONE, FLAGS, -1, 0)
+    };
+    if space == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let aligned = space.wrapping_byte_add(space.addr().next_multiple_of(HUGE_PAGE) - space.addr());
+    // SAFETY: `aligned` is at most HUGE_PAGE - 1 bytes into the mapping just made, so `length` bytes of it follow.
+    let mapped = unsafe { libc::mmap(aligned, length, PROTECTION, FLAGS | libc::MAP_FIXED, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it changes how pages are chosen, not what is in them. A host without huge pages refuses, and does without.
+    unsafe { libc::madvise(mapped, length, libc::MADV_HUGEPAGE) };
+    let builder = MmapRegionBuilder::new(length).with_mmap_prot(PROTECTION).with_mmap_flags(FLAGS);
+    // SAFETY: `length` bytes are mapped there for reading and writing, and nothing ever unmaps them.
+    let mapping = unsafe { builder.with_raw_mmap_pointer(mapped.cast()) }.build().map_err(io::Error::other)?;
+    Ok(GuestRegionMmap::new(mapping, start).expect("the layout ends below 2^64"))
 }
 
 /// Makes `memory` the machine's RAM. To be done before the machine has anything else, when KVM need not wait
