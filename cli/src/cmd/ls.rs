@@ -116,6 +116,7 @@ impl Args {
 
 fn rows() -> Result<Vec<Row>> {
     let Some(store) = Store::open()? else { return Ok(Vec::new()) };
+    store.collect_garbage();
     let rows = store.names()?.into_iter().filter_map(|name| {
         let config = match store.open_sandbox(&name) {
             Ok(Some(sandbox)) => return Some(Row::new(&sandbox)),
