@@ -161,20 +161,30 @@ impl Drop for Home {
     }
 }
 
+/// How far a start came.
+fn marks(file: &Path) -> String {
+    let Ok(marks) = fs::File::open(file).and_then(|file| vmm::marks::read(&file)) else { return String::new() };
+    let times = marks.iter().zip(vmm::marks::MARKS).map(|(at, (_, name))| format!("{name}: {at}\n"));
+    times.chain([format!("now: {}\n", vmm::marks::now_ns())]).collect()
+}
+
 /// What is known about the sandboxes of a home when something went wrong.
 #[must_use]
 pub fn scene(home: &Path) -> String {
     let mut text = String::new();
     for process in host::processes(home) {
-        text += &format!("process {}: {}\n", process.pid, process.command);
+        text += &format!("process {}: {}\n{}", process.pid, process.command, host::threads(process.pid));
     }
     for entry in fs::read_dir(home.join("state/coracle/sandboxes")).into_iter().flatten().flatten() {
         let files = fs::read_dir(entry.path()).into_iter().flatten().flatten();
         let files: Vec<_> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
         text += &format!("sandbox {}: {}\n", entry.path().display(), files.join(" "));
-        let console = fs::read(entry.path().join("console.log")).unwrap_or_default();
-        let tail = &console[console.len().saturating_sub(TAIL)..];
-        text += &format!("console: {}\n", String::from_utf8_lossy(tail));
+        for log in ["console.log", "vmm.log", "exit.json"] {
+            let content = fs::read(entry.path().join(log)).unwrap_or_default();
+            let tail = &content[content.len().saturating_sub(TAIL)..];
+            text += &format!("{log}: {}\n", String::from_utf8_lossy(tail));
+        }
+        text += &marks(&entry.path().join("marks"));
     }
     text
 }

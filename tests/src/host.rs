@@ -43,6 +43,18 @@ fn process(dir: &Path, home: &Path) -> Option<Process> {
     })
 }
 
+/// What the threads of a process wait for, a line each.
+#[must_use]
+pub fn threads(pid: Pid) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).into_iter().flatten().flatten();
+    let read = |dir: &Path, name| fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned();
+    let line = |dir: &Path| {
+        let names = ["comm", "wchan", "syscall", "schedstat"];
+        format!("  thread {}\n", names.map(|name| read(dir, name)).join(" | "))
+    };
+    tasks.map(|task| line(&task.path())).collect()
+}
+
 /// Whether `part` is somewhere in `text`.
 #[must_use]
 pub fn contains(text: &[u8], part: &[u8]) -> bool {
