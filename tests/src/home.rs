@@ -163,7 +163,9 @@ impl Drop for Home {
 
 /// How far a start came.
 fn marks(file: &Path) -> String {
-    let Ok(marks) = fs::File::open(file).and_then(|file| vmm::marks::read(&file)) else { return String::new() };
+    let Ok(marks) = fs::File::open(file).and_then(|file| vmm::marks::read(&file)) else {
+        return String::new();
+    };
     let times = marks.iter().zip(vmm::marks::MARKS).map(|(at, (_, name))| format!("{name}: {at}\n"));
     times.chain([format!("now: {}\n", vmm::marks::now_ns())]).collect()
 }

@@ -48,9 +48,8 @@ fn region(start: GuestAddress, length: usize) -> io::Result<GuestRegionMmap<()>>
     const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping, which nothing else refers to.
-    let space = unsafe {
-        libc::mmap(std::ptr::null_mut(), length + HUGE_PAGE, libc::PROT_NONE, FLAGS, -1, 0)
-    };
+    let space =
+        unsafe { libc::mmap(std::ptr::null_mut(), length + HUGE_PAGE, libc::PROT_NONE, FLAGS, -1, 0) };
     if space == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -64,7 +63,8 @@ fn region(start: GuestAddress, length: usize) -> io::Result<GuestRegionMmap<()>>
     unsafe { libc::madvise(mapped, length, libc::MADV_HUGEPAGE) };
     let builder = MmapRegionBuilder::new(length).with_mmap_prot(PROTECTION).with_mmap_flags(FLAGS);
     // SAFETY: `length` bytes are mapped there for reading and writing, and nothing ever unmaps them.
-    let mapping = unsafe { builder.with_raw_mmap_pointer(mapped.cast()) }.build().map_err(io::Error::other)?;
+    let mapping =
+        unsafe { builder.with_raw_mmap_pointer(mapped.cast()) }.build().map_err(io::Error::other)?;
     Ok(GuestRegionMmap::new(mapping, start).expect("the layout ends below 2^64"))
 }
 

@@ -57,7 +57,9 @@ fn a_vmm_killed_at_any_moment_of_a_run_with_rm_leaves_nothing() -> Test {
         kill_vmms(&home);
         run.wait()?;
         // A process that was killed holds its lock until the kernel has taken it apart: that may be the next `ls` but one.
-        home.wait_for("ls cleans up", || home.coracle(["ls"]).deadline(5).ok().is_ok() && home.left().is_empty())?;
+        home.wait_for("ls cleans up", || {
+            home.coracle(["ls"]).deadline(5).ok().is_ok() && home.left().is_empty()
+        })?;
     }
     Ok(())
 }
