@@ -31,6 +31,10 @@ pub enum Report {
     UnsupportedKvm {
         reason: String,
     },
+    /// Given up before it could be used.
+    NotReady {
+        console: String,
+    },
     /// It was asked to end, did not in time, and was ended.
     Forced,
     /// The VMM could not start or go on.
@@ -61,6 +65,13 @@ impl Report {
             Self::Crashed { reason, console } => {
                 format!("the virtual machine crashed ({}): {}", plain(reason), cause(console))
             }
+            Self::NotReady { console } => {
+                format!(
+                    "the guest was not ready after {} s; its last line is: {}",
+                    vmm::BOOT_TIMEOUT.as_secs(),
+                    cause(console)
+                )
+            }
             Self::UnsupportedKvm { reason } => format!(
                 "this machine's KVM cannot run an unmodified Linux kernel ({}); use a machine with hardware virtualisation, \
                  see coracle doctor",
@@ -74,7 +85,9 @@ impl Report {
     /// The kernel's last lines, for those who ask for all causes.
     pub fn console(&self) -> &str {
         match self {
-            Self::Panicked { console } | Self::Crashed { console, .. } => console,
+            Self::Panicked { console } | Self::Crashed { console, .. } | Self::NotReady { console } => {
+                console
+            }
             _ => "",
         }
     }

@@ -23,8 +23,8 @@ pub use open::Streams;
 use open::{is_refused, open, open_streams, private_terminal};
 use pump::{Pump, Step, Way};
 
-/// A sandbox that has not begun the command by then never will: a start takes milliseconds, seconds on a loaded host.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// A sandbox that has not begun the command by then never will. Its VMM, which knows more of it, speaks first.
+const START_TIMEOUT: Duration = vmm::BOOT_TIMEOUT.saturating_add(Duration::from_secs(15));
 /// After the exit code the guest closes its streams. One that does not is waited for no longer than this without a byte.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use crate::Call;
 use crate::host::{self, Process};
 
-/// After `rm` the VMM tears down by itself, for this long at most.
-const SETTLE: Duration = Duration::from_secs(15);
+/// What happens by itself has happened by then: a guest that never got ready is given up after 60 s.
+const SETTLE: Duration = Duration::from_secs(90);
 /// How much of a console log is printed.
 const TAIL: usize = 4 << 10;
 
@@ -115,7 +115,7 @@ impl Home {
     /// Waits until `done` holds.
     ///
     /// # Errors
-    /// When it does not for fifteen seconds.
+    /// When it does not for 90 seconds.
     pub fn wait_for(&self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
         let start = Instant::now();
         while !done() {

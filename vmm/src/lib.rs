@@ -23,6 +23,7 @@ mod probe;
 mod signals;
 
 pub use config::Config;
+pub use event_loop::BOOT_TIMEOUT;
 pub use machine::Exit;
 pub use probe::{Probe, probe};
 pub use vm::{Error, Vm};

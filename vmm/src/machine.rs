@@ -33,6 +33,8 @@ pub enum Exit {
     Crashed { reason: String, console: String },
     /// This KVM interprets kernel code instead of running it, so no stock kernel can start.
     UnsupportedKvm { reason: String },
+    /// The guest was not ready in time; its kernel's last lines.
+    NotReady { console: String },
     /// The guest did not end in time after it was asked to.
     Forced,
 }
@@ -144,9 +146,10 @@ impl Machine {
         marks::record(&self.marks, mark, marks::now_ns());
     }
 
-    /// The guest is executing: the stub has passed its test.
-    pub fn entered_kernel(&self) -> bool {
-        self.marks_seen.load(Ordering::Relaxed) & 1 != 0
+    /// The guest has been at this point; of the host's own it is never.
+    pub fn has_passed(&self, mark: Mark) -> bool {
+        let seen = self.marks_seen.load(Ordering::Relaxed);
+        (0..).zip(&GUEST_MARKS).any(|(index, (_, known))| *known == mark && seen & (1 << index) != 0)
     }
 
     /// The last lines of the console.

@@ -5,6 +5,7 @@
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::machine::{Exit, Machine};
+use crate::marks::Mark;
 
 /// Runs until the machine has ended, for whatever reason.
 pub fn run(mut vcpu: VcpuFd, machine: &Machine) {
@@ -52,7 +53,11 @@ fn restarted(machine: &Machine) -> Exit {
 fn internal_error(vcpu: &mut VcpuFd, machine: &Machine) -> Exit {
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
     let reason = format!("KVM cannot emulate the instruction at {rip:#x}");
-    if machine.entered_kernel() { crashed(machine, reason) } else { Exit::UnsupportedKvm { reason } }
+    if machine.has_passed(Mark::KernelEntry) {
+        crashed(machine, reason)
+    } else {
+        Exit::UnsupportedKvm { reason }
+    }
 }
 
 fn crashed(machine: &Machine, reason: String) -> Exit {

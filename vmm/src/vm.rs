@@ -96,7 +96,7 @@ impl Vm {
     /// Runs the machine to its end. A vCPU thread that is in the guest at that moment is left there: it ends with
     /// the process, or at its next exit.
     pub fn run(self) -> Result<Exit, Error> {
-        let mut event_loop = EventLoop::new(&self.machine, self.ended)?;
+        let mut event_loop = EventLoop::new(&self.machine, self.ended, event_loop::BOOT_TIMEOUT)?;
         self.machine.record(Mark::FirstRun);
         for (id, vcpu) in self.vcpus.into_iter().enumerate() {
             let machine = Arc::clone(&self.machine);

@@ -204,6 +204,7 @@ fn report(exit: Exit) -> Report {
         Exit::PoweredOff => Report::PoweredOff,
         Exit::Forced => Report::Forced,
         Exit::Reset => Report::Reset,
+        Exit::NotReady { console } => Report::NotReady { console },
         Exit::Panicked { console } => Report::Panicked { console },
         Exit::Crashed { reason, console } => Report::Crashed { reason, console },
         Exit::UnsupportedKvm { reason } => Report::UnsupportedKvm { reason },

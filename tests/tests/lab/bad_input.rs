@@ -426,6 +426,34 @@ fn parts_that_are_missing_cut_off_or_wrong() -> Test {
     Ok(())
 }
 
+/// An ELF kernel of one page at 16 MiB: `hlt` for ever.
+fn idle_kernel() -> Vec<u8> {
+    const ADDRESS: u64 = 16 << 20;
+    const HLT_FOR_EVER: [u8; 3] = [0xf4, 0xeb, 0xfd];
+    let mut file = vec![0; 2 * 4096];
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    file[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    file[24..32].copy_from_slice(&ADDRESS.to_le_bytes());
+    (file[32], file[54], file[56], file[64]) = (64, 56, 1, 1);
+    for (at, value) in [(72, 4096), (80, ADDRESS), (88, ADDRESS), (96, 4096_u64), (104, 4096)] {
+        file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    file[4096..4099].copy_from_slice(&HLT_FOR_EVER);
+    file
+}
+
+#[test]
+fn a_guest_that_never_gets_ready_is_given_up() -> Test {
+    let home = Home::new()?;
+    let installed = Installed::new(&home)?;
+    installed.replace("vmlinux", |_| Some(idle_kernel()))?;
+    let run = home.coracle(["run", "--rm", "shell", ".", "--", "true"]).env("CORACLE_SHARE", &installed.0);
+    let done = run.deadline(120).run()?;
+    assert_eq!((done.code, done.err().lines().count()), (125, 1), "{}", done.err());
+    assert!(done.err().contains("was not ready after 60 s"), "{}", done.err());
+    home.wait_for("nothing is left", || home.left().is_empty())
+}
+
 #[test]
 fn an_installation_of_links_works() -> Test {
     let home = Home::new()?;

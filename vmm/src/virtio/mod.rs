@@ -13,7 +13,7 @@ pub use crate::memory::Memory;
 
 mod chain;
 #[cfg(test)]
-mod driver;
+pub(crate) mod driver;
 mod queue;
 
 pub mod mmio;
