@@ -50,8 +50,12 @@ download_debian() {
     command -v apt-get >/dev/null || return 1
     local dir
     dir=$(mktemp -d "$CACHE_ROOT/tmp.XXXXXX")
+    # The machine's own lists may be older than the pin. Lists of our own need no rights and change nothing for others.
+    local lists=(-qq -o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o "APT::Sandbox::User=$(id -un)")
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
     say "kernel: downloading $DEBIAN_PACKAGE $DEBIAN_VERSION (apt, 150 MB)"
-    if (cd "$dir" && apt-get download -qq "$DEBIAN_PACKAGE=$DEBIAN_VERSION" >&2) &&
+    if (cd "$dir" && apt-get "${lists[@]}" update >&2 &&
+        apt-get "${lists[@]}" download "$DEBIAN_PACKAGE=$DEBIAN_VERSION" >&2) &&
         dpkg-deb --fsys-tarfile "$dir"/*.deb | tar -xO "./usr/src/$DEBIAN_TARBALL" >"$dir/tarball"; then
         mv "$dir/tarball" "$1"
     fi
@@ -83,7 +87,7 @@ source_tarball() {
         require_sha256 "$path" "$DEBIAN_SHA256"
     else
         path=$CACHE_ROOT/$UPSTREAM_TARBALL
-        download_upstream "$path" || die "no source: apt has no $DEBIAN_PACKAGE $DEBIAN_VERSION (is 'apt-get update' due?)" \
+        download_upstream "$path" || die "no source: apt has no $DEBIAN_PACKAGE $DEBIAN_VERSION" \
             "and $UPSTREAM_URL cannot be had"
         require_sha256 "$path" "$UPSTREAM_SHA256"
     fi
