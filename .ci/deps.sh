@@ -17,6 +17,7 @@ python3                 python3                 python3                 python
 flex                    flex                    flex                    flex
 bison                   bison                   bison                   bison
 bc                      bc                      bc                      bc
+patch                   patch                   patch                   patch
 xz                      xz-utils                xz                      xz
 strip                   binutils                binutils                binutils
 /usr/include/libelf.h   libelf-dev              elfutils-libelf-devel   libelf

@@ -2,7 +2,8 @@
 # Builds one of our kernels from pinned source: `build.sh guest|lab` prints the path of the vmlinux on stdout.
 #
 # Owns which source is used and how it is checked, and the packages that a build needs. Does not own the options, which are
-# guest.config and lab.config beside this file, and does not install the result anywhere: it stays in the cache.
+# guest.config and lab.config beside this file, or what the guest's kernel has besides Linux, which is in patches/, and does
+# not install the result anywhere: it stays in the cache.
 #
 # The result is a stripped, uncompressed ELF whose segments lie at page-aligned file offsets, so that it can be mapped
 # rather than read. Two builds of the same inputs are equal byte for byte.
@@ -30,7 +31,7 @@ readonly PAGE=4096
 # What a build needs, as "command:package". libelf is a header, which no command stands for.
 install_toolchain() {
     local pair missing=()
-    for pair in gcc:gcc make:make flex:flex bison:bison bc:bc xz:xz-utils strip:binutils readelf:binutils; do
+    for pair in gcc:gcc make:make flex:flex bison:bison bc:bc patch:patch xz:xz-utils strip:binutils readelf:binutils; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     [[ -e /usr/include/libelf.h ]] || missing+=(libelf-dev)
@@ -100,6 +101,9 @@ require_sha256() {
         "or the pin at the top of kernel-config/build.sh needs a new version and hash, checked by hand"
 }
 
+# The lab's kernel is Linux as it is.
+patches() { [[ $1 == guest ]] && printf '%s\n' "$here"/patches/*.patch || true; }
+
 # The options that count: comments may change without a new build, "# CONFIG_X is not set" may not.
 options() { grep -E '^(CONFIG_|# CONFIG_[A-Z0-9_]+ is not set)' "$here/$1.config"; }
 
@@ -108,6 +112,7 @@ inputs() {
     gcc --version | head -n 1
     ld --version | head -n 1
     options "$1"
+    patches "$1" | xargs --no-run-if-empty cat
 }
 
 # Fails with the list of the options that Kconfig did not take as written (a dependency is missing, or the name is gone).
@@ -144,6 +149,7 @@ build() {
     say "$name kernel: building from ${tarball##*/} with $JOBS jobs (5 to 15 minutes on two processors) ..."
     mkdir "$work/source" "$work/objects"
     tar -xf "$tarball" -C "$work/source" --strip-components=1
+    patches "$name" | xargs --no-run-if-empty cat | patch -s -p1 -d "$work/source" >&2
     options "$name" >"$work/options"
     "${kernel_make[@]}" KCONFIG_ALLCONFIG="$work/options" allnoconfig >&2
     require_options "$name" "$work/objects/.config"
