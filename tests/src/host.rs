@@ -22,6 +22,19 @@ impl Process {
     pub fn is_vmm(&self) -> bool {
         self.command.split(' ').nth(1) == Some("vmm")
     }
+
+    /// How often its thread `name` has waited for something to do.
+    ///
+    /// # Errors
+    /// When there is no such thread.
+    pub fn switches(&self, name: &str) -> Result<u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_pid()))?.flatten();
+        let status = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        let of_thread = |text: &String| text.starts_with(&format!("Name:\t{name}\n"));
+        let status = status.into_iter().find(of_thread).with_context(|| format!("no thread {name}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.context("no count of switches")?.trim().parse().context("a count of switches")
+    }
 }
 
 /// The processes that have `home` in their arguments or their environment. Zombies have neither.

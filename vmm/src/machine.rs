@@ -4,7 +4,6 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,9 +15,9 @@ use crate::console::Console;
 use crate::ioapic::IoApic;
 use crate::layout;
 use crate::marks::{self, Mark};
-use crate::virtio::Device;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::vsock::Vsock;
+use crate::virtio::{Device, Wake};
 
 /// Why a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,10 +199,10 @@ impl Devices {
     }
 
     /// The descriptors that wake the event loop, by slot.
-    pub fn wake_fds(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+    pub fn wake_fds(&self) -> impl Iterator<Item = (usize, Wake<'_>)> {
         let vsock = std::iter::once(self.vsock.device.wake_fd());
         let others = self.others.iter().map(|slot| slot.device.wake_fd());
-        vsock.chain(others).enumerate().filter_map(|(slot, fd)| Some((slot, fd?)))
+        vsock.chain(others).enumerate().filter_map(|(slot, wake)| Some((slot, wake?)))
     }
 
     /// The device in `slot` has something to do.

@@ -63,9 +63,17 @@ pub fn blk(input: &[u8]) {
 
 /// The worker and its queues; what requests do is the business of the target `share`.
 pub fn fs(input: &[u8]) {
-    struct Folder;
+    /// The queue of what the host changes, and how long the table of tokens is that comes first.
+    const CHANGES: u32 = 2;
+    const TABLE: u32 = 0x8000;
+    struct Folder(TempDir);
     impl Scene<Fs> for Folder {
         fn request(&mut self, choices: &mut Choices<'_>) -> Request {
+            let queue = u32::from(choices.byte() % 4).min(CHANGES);
+            if queue == CHANGES {
+                let writable = vec![choices.of(&[TABLE, TABLE, 320, 32, TABLE + 8])];
+                return Request { queue, writable, ..Request::default() };
+            }
             let (opcode, body) = choices.of(&[
                 (26_u32, &[7_u32, 40, 1 << 20, u32::MAX][..]),
                 (3, &[0; 4]),
@@ -78,13 +86,18 @@ pub fn fs(input: &[u8]) {
             let header = [length, opcode, 1, 0, 1, 0, 1000, 1000, 1, 0];
             let bytes = header.iter().chain(body).flat_map(|word| word.to_le_bytes()).collect();
             let writable = vec![16, choices.number() as u32 & 0xfff];
-            Request { queue: u32::from(choices.byte() % 2), readable: vec![bytes], writable }
+            Request { queue, readable: vec![bytes], writable }
+        }
+
+        fn host(&mut self, _device: &mut Fs, choices: &mut Choices<'_>) {
+            let file = self.0.path().join(["a", "b"][usize::from(choices.byte() % 2)]);
+            std::fs::remove_file(&file).or_else(|_| std::fs::write(&file, "text")).expect("it is ours");
         }
     }
     let dir = TempDir::new().expect("make a folder");
     let root = File::open(dir.path()).expect("open it").into();
     let share = config::Share { tag: "ws0".into(), root, read_only: true, only: None };
-    Driver::new(Fs::new(share).expect("a share")).play(&mut Choices(input), &mut Folder);
+    Driver::new(Fs::new(share).expect("a share")).play(&mut Choices(input), &mut Folder(dir));
 }
 
 /// Programs of the host that talk to the guest's port.

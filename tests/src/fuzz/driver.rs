@@ -78,7 +78,7 @@ impl<D: Device> Driver<D> {
 
     /// Does what the choices say, and then resets the device, which always works.
     pub fn play(mut self, choices: &mut Choices<'_>, scene: &mut impl Scene<D>) {
-        self.set_up(choices);
+        self.set_up(choices, scene);
         for _ in 0..STEPS_MAX {
             if choices.is_empty() {
                 break;
@@ -93,7 +93,7 @@ impl<D: Device> Driver<D> {
                 12 => self.offer_any(choices),
                 13 if choices.byte().is_multiple_of(4) => {
                     self.write(register::STATUS, 0);
-                    self.set_up(choices);
+                    self.set_up(choices, scene);
                 }
                 _ => scene.host(&mut self.mmio.device, choices),
             }
@@ -112,8 +112,8 @@ impl<D: Device> Driver<D> {
         self.mmio.write(offset, &value.to_le_bytes());
     }
 
-    /// The way of virtio 1.2, 3.1 "Device Initialization"; features and sizes are a choice.
-    fn set_up(&mut self, choices: &mut Choices<'_>) {
+    /// The way of virtio 1.2, 3.1 "Device Initialization"; features, sizes and what is in the queues by then are a choice.
+    fn set_up(&mut self, choices: &mut Choices<'_>, scene: &mut impl Scene<D>) {
         self.write(register::STATUS, 1);
         self.write(register::STATUS, 3);
         let declined = choices.of(&[0, 0, 1 << 28, 1 << 29, u32::MAX]);
@@ -127,6 +127,9 @@ impl<D: Device> Driver<D> {
         let shift = choices.byte() % 8;
         for index in 0..self.queues.len() {
             self.set_up_queue(index, shift);
+        }
+        for _ in 0..choices.byte() % 4 {
+            self.offer(&scene.request(choices));
         }
         self.write(register::STATUS, 15);
     }
@@ -223,8 +226,8 @@ impl<D: Device> Driver<D> {
 
     /// The event loop's turn.
     fn ready(&mut self) {
-        let readable = self.mmio.device.wake_fd().is_some_and(|fd| {
-            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let readable = self.mmio.device.wake_fd().is_some_and(|wake| {
+            let mut fds = [PollFd::from_borrowed_fd(wake.fd, PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
         });
         if readable {

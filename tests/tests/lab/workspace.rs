@@ -204,3 +204,78 @@ print(os.stat("f").st_blocks < 2048, os.pread(f.fileno(), 5, 4096))
     assert_eq!(&fs::read(vm.home.workspace().join("f"))?[4096..4101], b"hello");
     Ok(())
 }
+
+/// Prints a line for each event of inotify on the folder `.` and on the file `watched`, until the file `end` appears.
+const WATCHER: &str = r#"
+import ctypes, os, struct
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init()
+names = {libc.inotify_add_watch(fd, b".", 0xfce): "", libc.inotify_add_watch(fd, b"watched", 0xfce): "itself "}
+kinds = {2: "modify", 4: "attrib", 8: "close", 0x40: "from", 0x80: "to", 0x100: "create", 0x200: "delete",
+         0x400: "gone", 0x800: "moved", 0x8000: "ignored"}
+print("watching", flush=True)
+name = b""
+while name != b"end":
+    data = os.read(fd, 4096)
+    while data:
+        wd, mask, cookie, length = struct.unpack("iIII", data[:16])
+        name, data = data[16:16 + length].rstrip(b"\0"), data[16 + length:]
+        print(names[wd] + kinds[mask & 0xffff], name.decode(), flush=True)
+"#;
+
+#[test]
+fn a_change_on_the_host_wakes_who_watches_in_the_guest() -> Test {
+    let vm = Vm::boot()?;
+    let host = |name: &str| vm.home.workspace().join(name);
+    vm.home.write("proj/watched", "")?;
+    let mut watcher = vm.command(["python3", "-c", WATCHER]).spawn()?;
+    watcher.until("watching")?;
+    vm.home.write("proj/new", "text")?;
+    watcher.until("create new\nmodify new\nclose new\n")?;
+    fs::rename(host("new"), host("other"))?;
+    watcher.until("from new\nto other\n")?;
+    fs::remove_file(host("other"))?;
+    watcher.until("delete other\n")?;
+    vm.home.write("proj/watched", "text")?;
+    watcher.until("modify watched\nitself modify \n")?;
+    // As an editor saves: who watches the file itself must know that it is another one now.
+    vm.home.write("proj/draft", "text")?;
+    fs::rename(host("draft"), host("watched"))?;
+    watcher.until("itself attrib \n")?;
+    watcher.until("to watched\n")?;
+    vm.home.write("proj/end", "")?;
+    let lines = watcher.wait()?.out();
+    assert!(lines.contains("itself gone \n"), "{lines}");
+    Ok(())
+}
+
+#[test]
+fn what_the_guest_changes_itself_is_told_once() -> Test {
+    let vm = Vm::boot()?;
+    vm.home.write("proj/watched", "")?;
+    let mut watcher = vm.command(["python3", "-c", WATCHER]).spawn()?;
+    watcher.until("watching")?;
+    vm.exec("echo text > a; mv a b; chmod 600 b; rm b; mkdir d; rmdir d; touch end")?;
+    let expected = "watching\ncreate a\nmodify a\nclose a\nfrom a\nto b\nattrib b\ndelete b\ncreate d\ndelete d\ncreate end\n";
+    let lines = watcher.wait()?.out();
+    assert!(lines.starts_with(expected), "{lines}");
+    Ok(())
+}
+
+#[test]
+fn what_the_guest_knows_it_does_not_ask_again() -> Test {
+    let vm = Vm::boot()?;
+    for n in 0..50 {
+        vm.home.write(&format!("proj/dir/{n}"), n.to_string())?;
+    }
+    let walk = "for d, _, files in os.walk('.'): [os.stat(d + '/' + f) for f in files]";
+    let look = format!("python3 -c \"import os\nfor _ in range(20):\n  {walk}\"");
+    vm.exec(&look)?;
+    let before = vm.home.vmm()?.switches("w0")?;
+    vm.exec(&look)?;
+    let asked = vm.home.vmm()?.switches("w0")? - before;
+    assert!(asked < 200, "the share was asked {asked} times for 1000 files in 20 folders");
+    vm.home.write("proj/dir/7", "changed")?;
+    assert_eq!(vm.exec("cat dir/7; stat -c %s dir/7")?, "changed7\n");
+    Ok(())
+}

@@ -24,6 +24,7 @@ pub const SEGMENTS_MAX: usize = 320;
 #[derive(Debug)]
 pub struct Chain<'m> {
     head: u16,
+    buffers: usize,
     last: Option<GuestAddress>,
     pub reader: Reader<'m>,
     pub writer: Writer<'m>,
@@ -57,12 +58,21 @@ impl<'m> Chain<'m> {
         if more {
             return Err(BrokenQueue("chain does not end"));
         }
+        let buffers = readable.len() + writable.len();
         let (reader, writer) = (Reader::new(readable), Writer::new(writable));
-        Ok(Self { head: descriptors.head_index(), last, reader, writer })
+        Ok(Self { head: descriptors.head_index(), buffers, last, reader, writer })
     }
 
     pub(super) fn head(&self) -> u16 {
         self.head
+    }
+
+    /// Where the one buffer is, of `length` bytes, that is all of the chain; for what the device writes to for as long as
+    /// the driver lets it.
+    pub fn only_buffer(&self, length: u32) -> Option<GuestAddress> {
+        let one =
+            self.reader.remaining() == 0 && self.writer.remaining() == length as usize && self.buffers == 1;
+        self.last.filter(|_| one)?.checked_sub(u64::from(length) - 1)
     }
 
     /// Puts the chain aside, to be completed with nothing but its last writable byte; `None` if it has none.

@@ -22,6 +22,11 @@ impl Queue {
         Self { ring, interrupt }
     }
 
+    /// False for a queue that the driver does not use.
+    pub fn is_set_up(&self) -> bool {
+        self.ring.ready()
+    }
+
     /// Takes the next chain the driver has made available.
     ///
     /// # Errors

@@ -1,19 +1,11 @@
-//! What the guest is told about a file: the host's answer to `statx` as FUSE attributes, and for how long it holds.
-//! It owns how long the guest may believe what it was told. It makes no system call.
+//! What the guest is told about a file: the host's answer to `statx` as FUSE attributes.
+//! It owns the translation of ids and numbers. It makes no system call.
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 
 use super::ids::Ids;
 use super::inode::Identity;
-use super::wire::{Attr, AttrOut, EntryOut};
-
-/// How long the guest may use a name or attributes without asking again.
-///
-/// Zero: the guest never shows what the host has already changed. The price is one LOOKUP per path component and
-/// one GETATTR per `stat`, and per read of an open file. A jiffy for attributes alone would halve the requests of
-/// `stat`, but `fstat` could miss a change made by the host that long ago; anything longer needs the host's changes
-/// to be announced first.
-pub const VALID_NS: u32 = 0;
+use super::wire::{Attr, AttrOut, EntryOut, VALID_TOKEN};
 
 /// What is asked of the host about each file.
 pub const STAT_MASK: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
@@ -67,19 +59,17 @@ impl Shown {
         }
     }
 
-    pub fn attr_out(&self, stat: &Statx) -> AttrOut {
-        AttrOut { valid: 0, valid_ns: VALID_NS, padding: 0, attr: self.attr(stat) }
+    /// `token` says until when that holds: 0 is only now.
+    pub fn attr_out(&self, stat: &Statx, token: u64) -> AttrOut {
+        AttrOut { valid: token, valid_ns: token_ns(token), padding: 0, attr: self.attr(stat) }
     }
 
-    pub fn entry_out(&self, node: u64, stat: &Statx) -> EntryOut {
+    pub fn entry_out(&self, node: u64, stat: &Statx, entry_token: u64, attr_token: u64) -> EntryOut {
         EntryOut {
-            node,
-            generation: 0,
-            entry_valid: 0,
-            attr_valid: 0,
-            entry_valid_ns: VALID_NS,
-            attr_valid_ns: VALID_NS,
+            attr_valid: attr_token,
+            attr_valid_ns: token_ns(attr_token),
             attr: self.attr(stat),
+            ..no_entry(node, entry_token)
         }
     }
 
@@ -87,6 +77,15 @@ impl Shown {
     pub fn ino(&self, dev: u64, ino: u64) -> u64 {
         if dev == self.root_dev { ino } else { ino ^ (dev + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) }
     }
+}
+
+/// An entry without attributes; node 0 says that the name is not there.
+pub fn no_entry(node: u64, token: u64) -> EntryOut {
+    EntryOut { node, entry_valid: token, entry_valid_ns: token_ns(token), ..EntryOut::default() }
+}
+
+fn token_ns(token: u64) -> u32 {
+    if token == 0 { 0 } else { VALID_TOKEN }
 }
 
 /// How Linux sends a device number to user space: `new_encode_dev` in include/linux/kdev_t.h.

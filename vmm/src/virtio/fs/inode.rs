@@ -14,7 +14,7 @@ use super::wire::{Name, ROOT_ID};
 const BYTES_MAX: usize = 256 << 20;
 /// What an inode takes without its name: the entries in both tables, which double when they grow, and the
 /// allocator's share.
-const INODE_BYTES: usize = 184;
+const INODE_BYTES: usize = 192;
 
 /// What makes a file of the host the same file: its number alone is given to the next file after a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +74,8 @@ pub struct Inode {
     /// Handles that are open, and inodes whose location is in this one: they keep it in the table.
     uses: u32,
     location: Option<Location>,
+    /// Stands for the attributes that the guest was told with a token.
+    pub told: u64,
 }
 
 /// The directory a file was last seen in, and its name there.
@@ -119,7 +121,7 @@ pub struct Table {
 impl Table {
     /// A table with nothing but the root.
     pub fn new(root: Identity) -> Self {
-        let inode = Inode { identity: root, lookups: 1, uses: 1, location: None };
+        let inode = Inode { identity: root, lookups: 1, uses: 1, location: None, told: 0 };
         Self {
             places: vec![Place { generation: 0, inode: Some(inode) }],
             free: Vec::new(),
@@ -166,18 +168,30 @@ impl Table {
             self.places.push(Place { generation: 0, inode: None });
         }
         let place = &mut self.places[index];
-        place.inode = Some(Inode { identity, lookups: 0, uses: 0, location: None });
+        place.inode = Some(Inode { identity, lookups: 0, uses: 0, location: None, told: 0 });
         let node = Node::new(index, place.generation);
         self.nodes.insert(identity, node);
         self.bytes += INODE_BYTES;
         Ok(node)
     }
 
-    /// The file with this identity, if the guest knows it, is now found elsewhere.
-    pub fn moved(&mut self, identity: Identity, parent: Node, name: Name<'_>) {
-        if let Some(&node) = self.nodes.get(&identity) {
-            self.locate(node, parent, name);
+    /// The node of a file that the guest knows.
+    pub fn find(&self, identity: &Identity) -> Option<Node> {
+        self.nodes.get(identity).copied()
+    }
+
+    /// The guest is told the attributes that `told` stands for.
+    pub fn tell(&mut self, node: Node, told: u64) {
+        if let Some(inode) = self.get_mut(node) {
+            inode.told = told;
         }
+    }
+
+    /// The file with this identity, if the guest knows it, is now found elsewhere.
+    pub fn moved(&mut self, identity: &Identity, parent: Node, name: Name<'_>) -> Option<Node> {
+        let node = self.find(identity)?;
+        self.locate(node, parent, name);
+        Some(node)
     }
 
     fn locate(&mut self, node: Node, parent: Node, name: Name<'_>) {

@@ -4,15 +4,17 @@
 //! Source: virtio 1.2, 5.11 "File System Device".
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use self::root::Root;
 pub use self::server::Server;
 use self::worker::{Stuck, Worker};
-use super::{BrokenQueue, Device, Memory, Profile, Queue};
+use super::{BrokenQueue, Device, Memory, Profile, Queue, Wake};
 use crate::config::Share;
 
 mod attr;
+mod changes;
 mod dirs;
 mod dispatch;
 mod handles;
@@ -27,6 +29,8 @@ mod ops_xattr;
 mod passthrough;
 mod root;
 mod server;
+mod tokens;
+mod watch;
 mod wire;
 mod worker;
 
@@ -39,10 +43,14 @@ const DEVICE_ID: u32 = 26;
 pub const TAG_MAX: usize = 36;
 /// Queue 0 carries FORGETs. The request queue has room for a transfer of `IO_MAX` in single pages and its headers,
 /// which Linux needs to have to send one: virtio 1.2, 5.11.2 "Virtqueues".
-const QUEUE_SIZES: &[u16] = &[256, 512];
+/// The last one is our kernel's own: on it the guest is told what the host changes (`kernel-config/patches`). Another
+/// kernel does not use it, and then asks about everything each time.
+const QUEUE_SIZES: &[u16] = &[256, 512, 64];
 const REQUEST_QUEUES: u32 = 1;
+const CHANGES_QUEUE: usize = 1 + REQUEST_QUEUES as usize;
+const HOST_CHANGES: u64 = 1 << 16;
 
-const _: () = assert!(QUEUE_SIZES.len() == 1 + REQUEST_QUEUES as usize);
+const _: () = assert!(QUEUE_SIZES.len() == CHANGES_QUEUE + 1);
 
 /// A virtio-fs device.
 #[derive(Debug)]
@@ -50,6 +58,8 @@ pub struct Fs {
     root: Arc<Root>,
     tag: String,
     config: [u8; TAG_MAX + 4],
+    /// Readable when the host has changed something.
+    inotify: Option<Arc<OwnedFd>>,
     worker: Option<Worker>,
     /// Workers the host's file system has not let go of. As long as there is one, no other is started, so that a guest
     /// which resets the device again and again does not collect threads.
@@ -67,13 +77,15 @@ impl Fs {
         let mut config = [0; TAG_MAX + 4];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_MAX..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
-        Ok(Self { root: Arc::new(Root::new(share)?), tag, config, worker: None, stuck: None })
+        let (root, inotify) = (Arc::new(Root::new(share)?), watch::inotify());
+        Ok(Self { root, tag, config, inotify, worker: None, stuck: None })
     }
 }
 
 impl Device for Fs {
     fn profile(&self) -> Profile {
-        Profile { id: DEVICE_ID, features: 0, queue_sizes: QUEUE_SIZES }
+        let features = if self.inotify.is_some() && self.root.local { HOST_CHANGES } else { 0 };
+        Profile { id: DEVICE_ID, features, queue_sizes: QUEUE_SIZES }
     }
 
     fn config(&self) -> &[u8] {
@@ -85,12 +97,21 @@ impl Device for Fs {
         if self.stuck.is_none() {
             let server = Server::of(Arc::clone(&self.root));
             // Without a thread the share does not answer, and the first kick says so.
-            self.worker = Worker::start(&self.tag, memory, queues, server).ok();
+            self.worker = Worker::start(&self.tag, memory, queues, server, self.inotify.clone()).ok();
         }
     }
 
     fn kick(&mut self, _index: usize) -> Result<(), BrokenQueue> {
         self.worker.as_ref().ok_or(BrokenQueue("file system has no worker"))?.wake()
+    }
+
+    fn wake_fd(&self) -> Option<Wake<'_>> {
+        // Reading what it reports is the worker's.
+        self.inotify.as_ref().map(|inotify| Wake { fd: inotify.as_fd(), once: true })
+    }
+
+    fn ready(&mut self) -> Result<(), BrokenQueue> {
+        self.worker.as_ref().map_or(Ok(()), Worker::wake)
     }
 
     fn reset(&mut self) {

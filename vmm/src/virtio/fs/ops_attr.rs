@@ -6,6 +6,7 @@ use rustix::fs::{AtFlags, FileType, Gid, OFlags, Statx, Timespec, Timestamps, UT
 use rustix::io::Errno;
 
 use super::attr::{MODE_BITS, SET_ID_BITS, has_set_id};
+use super::changes::OF_FILE;
 use super::inode::Node;
 use super::passthrough::Passthrough;
 use super::root::stat_fd;
@@ -14,11 +15,13 @@ use super::wire::{AttrOut, NAME_MAX, SetattrIn, StatfsOut, set};
 impl Passthrough {
     /// The attributes of a file, by its handle if there is one.
     pub fn getattr(&mut self, node: Node, fh: Option<u64>) -> Result<AttrOut, Errno> {
-        let stat = match fh {
-            Some(fh) => stat_fd(&self.handles.get(node, fh)?.fd)?,
-            None => self.stat(node)?,
+        let handle = fh.map(|fh| self.handles.get(node, fh).cloned()).transpose()?;
+        let (stat, token) = match (self.vouched(node), handle) {
+            (Some(vouched), _) => vouched,
+            (None, Some(handle)) => (stat_fd(&handle.fd)?, 0),
+            (None, None) => (self.stat(node)?, 0),
         };
-        Ok(self.root.shown.attr_out(&stat))
+        Ok(self.root.shown.attr_out(&stat, token))
     }
 
     /// Changes what `request.valid` names. The order is that of Linux: a new owner takes setuid away, a new size
@@ -43,11 +46,17 @@ impl Passthrough {
         if asked(set::ATIME | set::MTIME | set::ATIME_NOW | set::MTIME_NOW) {
             rustix::fs::utimensat(&fd, c"", &times(request)?, AtFlags::EMPTY_PATH)?;
         }
-        let mut stat = stat_fd(&fd)?;
         if asked(set::KILL_SUIDGID) && self.root.keeps_set_id {
-            stat = self.drop_set_id(fd.as_fd(), stat)?;
+            self.drop_set_id(fd.as_fd(), stat_fd(&fd)?)?;
         }
-        Ok(self.root.shown.attr_out(&stat))
+        self.expect_file(node, OF_FILE);
+        // Before the attributes are read: the host's change of the same kind, at the same time, looks like this one.
+        self.settle();
+        let (stat, token) = match self.vouched(node) {
+            Some(vouched) => vouched,
+            None => (stat_fd(&fd)?, 0),
+        };
+        Ok(self.root.shown.attr_out(&stat, token))
     }
 
     /// To the host every id is the server's: a new owner or group is that one, which the host checks and notes.
@@ -82,13 +91,9 @@ impl Passthrough {
     }
 
     /// Takes setuid and setgid away as a write by a user would.
-    pub(super) fn drop_set_id(&self, fd: BorrowedFd<'_>, stat: Statx) -> Result<Statx, Errno> {
+    pub(super) fn drop_set_id(&self, fd: BorrowedFd<'_>, stat: Statx) -> Result<(), Errno> {
         let mode = u32::from(stat.stx_mode) & MODE_BITS;
-        if !has_set_id(mode) {
-            return Ok(stat);
-        }
-        self.root.set_mode(fd, mode & !SET_ID_BITS)?;
-        stat_fd(fd)
+        if has_set_id(mode) { self.root.set_mode(fd, mode & !SET_ID_BITS) } else { Ok(()) }
     }
 
     pub fn statfs(&self) -> Result<StatfsOut, Errno> {

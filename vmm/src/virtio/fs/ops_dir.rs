@@ -7,11 +7,10 @@ use std::os::fd::AsFd;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
-use super::attr::VALID_NS;
 use super::handles::Handle;
 use super::inode::Node;
 use super::passthrough::Passthrough;
-use super::wire::{Dirent, EntryOut, Name, OpenOut, ReadIn, Wire};
+use super::wire::{CACHE_DIR, Dirent, EntryOut, KEEP_CACHE, Name, OpenOut, ReadIn, Wire};
 
 /// The most bytes of entries in one reply.
 pub const READDIR_MAX: usize = 64 << 10;
@@ -19,9 +18,6 @@ pub const READDIR_MAX: usize = 64 << 10;
 const DENT_MAX: usize = 280;
 /// No offset: the directory is at another than the last one given out.
 const UNKNOWN: u64 = u64::MAX;
-
-/// True if READDIRPLUS is worth offering: attributes that are not kept would be fetched for nothing.
-pub const PLUS: bool = VALID_NS != 0;
 
 /// An entry as the host gives it.
 struct Entry<'a> {
@@ -39,7 +35,8 @@ impl Passthrough {
         let dir = self.dir(node)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = self.root.admit(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?;
-        self.open_out(node, Handle::new(fd))
+        let keep = if self.watches(node) { KEEP_CACHE | CACHE_DIR } else { 0 };
+        self.open_out(node, Handle::new(fd), keep)
     }
 
     /// Appends entries to `reply`, as many as fit into what the guest has room for; none says the end.

@@ -4,10 +4,11 @@
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+use rustix::fs::inotify::ReadFlags;
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
-use super::attr::{MODE_BITS, SET_ID_BITS};
+use super::attr::{MODE_BITS, SET_ID_BITS, no_entry};
 use super::inode::{Identity, Node};
 use super::passthrough::Passthrough;
 use super::wire::{EntryOut, MknodIn, Name};
@@ -24,13 +25,18 @@ impl Passthrough {
     pub fn lookup(&mut self, parent: Node, name: Name<'_>) -> Result<EntryOut, Errno> {
         self.check_visible(parent, name)?;
         let dir = self.dir(parent)?;
-        self.enter(parent, &dir, name)
+        match self.enter(parent, &dir, name) {
+            // That it is not there holds as long as what is.
+            Err(Errno::NOENT) if self.watches(parent) => Ok(no_entry(0, self.entry_token(parent, name))),
+            found => found,
+        }
     }
 
     pub fn mkdir(&mut self, parent: Node, name: Name<'_>, mode: u32) -> Result<EntryOut, Errno> {
         self.check_changeable(parent, name)?;
         let dir = self.dir(parent)?;
         rustix::fs::mkdirat(&dir, name.as_c_str(), new_mode(mode))?;
+        self.expect_entry(parent, name, ReadFlags::CREATE);
         self.enter(parent, &dir, name)
     }
 
@@ -46,6 +52,7 @@ impl Passthrough {
         };
         let dir = self.dir(parent)?;
         rustix::fs::mknodat(&dir, name.as_c_str(), kind, new_mode(request.mode), 0)?;
+        self.expect_entry(parent, name, ReadFlags::CREATE);
         self.enter(parent, &dir, name)
     }
 
@@ -58,6 +65,7 @@ impl Passthrough {
         }
         let dir = self.dir(parent)?;
         rustix::fs::symlinkat(target, &dir, name.as_c_str())?;
+        self.expect_entry(parent, name, ReadFlags::CREATE);
         self.enter(parent, &dir, name)
     }
 
@@ -80,6 +88,7 @@ impl Passthrough {
         let file = self.fd(old)?;
         let dir = self.dir(parent)?;
         self.root.link(file.as_fd(), dir.as_fd(), name)?;
+        self.expect_entry(parent, name, ReadFlags::CREATE);
         self.enter(parent, &dir, name)
     }
 
@@ -94,7 +103,9 @@ impl Passthrough {
     fn remove(&mut self, parent: Node, name: Name<'_>, flags: AtFlags) -> Result<(), Errno> {
         self.check_changeable(parent, name)?;
         let dir = self.dir(parent)?;
-        rustix::fs::unlinkat(dir, name.as_c_str(), flags)
+        rustix::fs::unlinkat(dir, name.as_c_str(), flags)?;
+        self.expect_entry(parent, name, ReadFlags::DELETE);
+        Ok(())
     }
 
     pub fn rename(
@@ -115,6 +126,10 @@ impl Passthrough {
         if flags.contains(RenameFlags::EXCHANGE) {
             self.note_moved(old_parent, &old_dir, old_name);
         }
+        for (dir, name) in [(old_parent, old_name), (new_parent, new_name)] {
+            self.expect_entry(dir, name, ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO);
+            self.renamed(dir, name);
+        }
         Ok(())
     }
 
@@ -122,8 +137,10 @@ impl Passthrough {
     fn note_moved(&mut self, parent: Node, dir: impl AsFd, name: Name<'_>) {
         let Ok(entered) = self.table.get(parent).map(|inode| inode.identity.dev) else { return };
         // A failure costs no more than an answer of ESTALE, upon which the guest looks the name up.
-        if let Ok(stat) = self.root.stat_entry(dir.as_fd(), entered, name) {
-            self.table.moved(Identity::of(&stat), parent, name);
+        if let Ok(stat) = self.root.stat_entry(dir.as_fd(), entered, name)
+            && let Some(node) = self.table.moved(&Identity::of(&stat), parent, name)
+        {
+            self.expect_file(node, ReadFlags::MOVE_SELF);
         }
     }
 }

@@ -4,17 +4,19 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use rustix::fs::inotify::ReadFlags;
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::attr::has_set_id;
+use super::changes::OF_FILE;
 use super::handles::Handle;
 use super::inode::Node;
 use super::ops_entry::new_mode;
 use super::passthrough::Passthrough;
 use super::root::stat_fd;
 use super::wire::{
-    CopyFileRangeIn, CreateIn, EntryOut, FSYNC_DATA_ONLY, FallocateIn, FsyncIn, LseekIn, Name,
+    CopyFileRangeIn, CreateIn, EntryOut, FSYNC_DATA_ONLY, FallocateIn, FsyncIn, KEEP_CACHE, LseekIn, Name,
     OPEN_KILL_SUIDGID, OpenOut, ReadIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
 };
 use crate::virtio::{Reader, Writer};
@@ -41,14 +43,16 @@ impl Passthrough {
             flags |= OFlags::NOATIME;
         }
         let mut handle = Handle::new(self.root.reopen(fd.as_fd(), flags)?);
+        self.expect_file(node, OF_FILE);
+        let stat = stat_fd(&handle.fd)?;
         if self.root.keeps_set_id && flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
-            let stat = stat_fd(&handle.fd)?;
             handle.set_id = has_set_id(u32::from(stat.stx_mode));
             if flags.contains(OFlags::TRUNC) && open_flags & OPEN_KILL_SUIDGID != 0 {
                 self.drop_set_id(handle.fd.as_fd(), stat)?;
             }
         }
-        self.open_out(node, handle)
+        let keep = if self.keeps_cache(node, &stat) { KEEP_CACHE } else { 0 };
+        self.open_out(node, handle, keep)
     }
 
     /// Makes and opens a file, or opens the one that is there.
@@ -65,7 +69,10 @@ impl Passthrough {
         let exclusive = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(&dir, name.as_c_str(), exclusive, new_mode(request.mode));
         match made {
-            Ok(fd) => self.created(Handle::new(self.root.admit(fd)?), Some((parent, name))),
+            Ok(fd) => {
+                self.expect_entry(parent, name, ReadFlags::CREATE);
+                self.created(Handle::new(self.root.admit(fd)?), Some((parent, name)))
+            }
             Err(Errno::EXIST) if request.flags & OFlags::EXCL.bits() == 0 => {
                 let entry = self.enter(parent, &dir, name)?;
                 let opened = self.open(Node(entry.node), request.flags, request.open_flags);
@@ -93,14 +100,14 @@ impl Passthrough {
     ) -> Result<(EntryOut, OpenOut), Errno> {
         let stat = stat_fd(&handle.fd)?;
         let (entry, node) = self.introduce(&stat, seen)?;
-        let opened = self.open_out(node, handle);
+        let opened = self.open_out(node, handle, 0);
         opened.map(|open| (entry, open)).inspect_err(|_| self.forget(entry.node, 1))
     }
 
-    /// Without any flag of FOPEN_*: the guest drops what it has cached of a file when it opens it.
-    pub(super) fn open_out(&mut self, node: Node, handle: Handle) -> Result<OpenOut, Errno> {
+    /// Without a flag the guest drops what it has cached of a file when it opens it.
+    pub(super) fn open_out(&mut self, node: Node, handle: Handle, open_flags: u32) -> Result<OpenOut, Errno> {
         let fh = self.add_handle(node, handle)?;
-        Ok(OpenOut { fh, open_flags: 0, backing_id: 0 })
+        Ok(OpenOut { fh, open_flags, backing_id: 0 })
     }
 
     /// The host's flags for the guest's. O_APPEND is a matter of each write, see `write`. O_DIRECT is the guest's own
@@ -142,6 +149,7 @@ impl Passthrough {
         } else {
             reader.write_to_file(handle.fd.as_fd(), request.offset, size)
         };
+        self.expect_file(node, OF_FILE);
         written.map_err(|error| errno(&error))
     }
 
@@ -159,14 +167,16 @@ impl Passthrough {
         rustix::fs::syncfs(rustix::fs::openat(&self.root.dir, c".", flags, Mode::empty())?)
     }
 
-    pub fn fallocate(&self, node: Node, request: &FallocateIn) -> Result<(), Errno> {
+    pub fn fallocate(&mut self, node: Node, request: &FallocateIn) -> Result<(), Errno> {
         let handle = self.handles.get(node, request.fh)?;
         let mode = FallocateFlags::from_bits_retain(request.mode);
         let served = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
         if !served.contains(mode) {
             return Err(Errno::OPNOTSUPP);
         }
-        rustix::fs::fallocate(&handle.fd, mode, request.offset, request.length)
+        rustix::fs::fallocate(&handle.fd, mode, request.offset, request.length)?;
+        self.expect_file(node, OF_FILE);
+        Ok(())
     }
 
     /// Finds data and holes; all other ways to seek are the guest's own.
@@ -179,7 +189,7 @@ impl Passthrough {
         rustix::fs::seek(&self.handles.get(node, request.fh)?.fd, to)
     }
 
-    pub fn copy_file_range(&self, node: Node, request: &CopyFileRangeIn) -> Result<usize, Errno> {
+    pub fn copy_file_range(&mut self, node: Node, request: &CopyFileRangeIn) -> Result<usize, Errno> {
         if request.flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -187,7 +197,11 @@ impl Passthrough {
         let to = self.handles.get(Node(request.node_out), request.fh_out)?;
         let length = usize::try_from(request.len.min(COPY_MAX)).expect("COPY_MAX is small");
         let (mut offset_in, mut offset_out) = (request.offset_in, request.offset_out);
-        rustix::fs::copy_file_range(&from.fd, Some(&mut offset_in), &to.fd, Some(&mut offset_out), length)
+        let (from, to) = (&from.fd, &to.fd);
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), length)?;
+        self.expect_file(Node(request.node_out), OF_FILE);
+        Ok(copied)
     }
 }
 

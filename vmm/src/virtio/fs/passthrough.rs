@@ -4,9 +4,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::inotify::ReadFlags;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
+use super::attr::kind;
+use super::changes::Changes;
 use super::dirs::Dirs;
 use super::handles::{Handle, Handles};
 use super::inode::{Identity, Node, Table};
@@ -22,6 +25,8 @@ pub struct Passthrough {
     pub(super) root: Arc<Root>,
     pub(super) table: Table,
     pub(super) handles: Handles,
+    /// `None` when the guest's kernel cannot be told what the host changes.
+    pub(super) changes: Option<Changes>,
     dirs: Dirs,
     /// Room for entries of a directory as the host's kernel gives them.
     pub(super) dents: Vec<u8>,
@@ -31,12 +36,15 @@ impl Passthrough {
     /// As it is before the guest knows anything.
     pub fn new(root: Arc<Root>) -> Self {
         let table = Table::new(root.identity);
-        Self { root, table, handles: Handles::default(), dirs: Dirs::default(), dents: Vec::new() }
+        let (handles, dirs) = (Handles::default(), Dirs::default());
+        Self { root, table, handles, changes: None, dirs, dents: Vec::new() }
     }
 
     /// The guest knows nothing any more and has nothing open.
     pub fn clear(&mut self) {
-        *self = Self::new(Arc::clone(&self.root));
+        let mut changes = self.changes.take();
+        changes.iter_mut().for_each(Changes::clear);
+        *self = Self { changes, ..Self::new(Arc::clone(&self.root)) };
     }
 
     /// The entry `name` of the directory `parent` exists for the guest. Each operation that takes a name asks.
@@ -145,7 +153,20 @@ impl Passthrough {
         seen: Option<(Node, Name<'_>)>,
     ) -> Result<(EntryOut, Node), Errno> {
         let node = self.table.enter(Identity::of(stat), seen)?;
-        Ok((self.root.shown.entry_out(node.0, stat), node))
+        let mut stat = *stat;
+        if seen.is_some()
+            && self.changes.is_some()
+            && kind(&stat) == FileType::Directory
+            && !self.watches(node)
+        {
+            self.watch(node);
+            // What it is vouched for is what it is from then on.
+            stat = self.stat(node)?;
+        }
+        let entry =
+            seen.filter(|_| self.is_local(&stat)).map_or(0, |(dir, name)| self.entry_token(dir, name));
+        let attr = self.attr_token(node, &stat, seen);
+        Ok((self.root.shown.entry_out(node.0, &stat, entry, attr), node))
     }
 
     /// The guest gives `count` lookups of `node` back.
@@ -163,7 +184,9 @@ impl Passthrough {
 
     /// The guest closes a handle.
     pub fn release(&mut self, node: Node, fh: u64) -> Result<(), Errno> {
-        self.handles.remove(node, fh)?;
+        drop(self.handles.remove(node, fh)?);
+        self.expect_file(node, ReadFlags::CLOSE_WRITE);
+        self.settle();
         self.table.let_go(node);
         self.close_gone();
         Ok(())
@@ -178,7 +201,15 @@ impl Passthrough {
     /// A directory the guest no longer knows is not kept open.
     fn close_gone(&mut self) {
         while let Some(node) = self.table.pop_gone() {
-            self.dirs.remove(node);
+            self.forget_dir(node);
+        }
+    }
+
+    /// Nothing is kept of the directory that would be used without looking where it is.
+    pub(super) fn forget_dir(&mut self, node: Node) {
+        self.dirs.remove(node);
+        if let Some(changes) = &mut self.changes {
+            changes.forget_dir(node);
         }
     }
 }

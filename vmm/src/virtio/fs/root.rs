@@ -55,6 +55,19 @@ const STORING_FILES: [u32; 26] = [
     0x7366_746e, // ntfs3
 ];
 
+/// Those of them that nothing but this host's kernel changes, so that it reports all changes.
+const LOCAL: [u32; 9] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0xf2f5_2010, // f2fs
+    0x3153_464a, // jfs
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+];
+
 #[derive(Debug)]
 pub struct Root {
     pub dir: Arc<OwnedFd>,
@@ -62,6 +75,8 @@ pub struct Root {
     pub read_only: bool,
     pub only: Option<CString>,
     pub shown: Shown,
+    /// All changes of its files go through this host's kernel.
+    pub local: bool,
     /// A write by this process leaves setuid and setgid as they are, so that the server has to take them away.
     pub keeps_set_id: bool,
     /// `/proc/self/fd`: an `O_PATH` descriptor is opened for I/O by its entry there.
@@ -83,6 +98,7 @@ impl Root {
         let fds_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let identity = Identity::of(&stat);
         Ok(Self {
+            local: is_of(share.root.as_fd(), &LOCAL)?,
             dir: Arc::new(share.root),
             identity,
             read_only: share.read_only,
@@ -105,7 +121,7 @@ impl Root {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = self.admit(rustix::fs::openat(dir, name.as_c_str(), flags, Mode::empty())?)?;
         let stat = stat_fd(&fd)?;
-        if Identity::of(&stat).dev != entered && !stores_files(fd.as_fd())? {
+        if Identity::of(&stat).dev != entered && !is_of(fd.as_fd(), &STORING_FILES)? {
             return Err(Errno::ACCESS);
         }
         Ok((fd, stat))
@@ -158,9 +174,9 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn stores_files(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+fn is_of(fd: BorrowedFd<'_>, kinds: &[u32]) -> Result<bool, Errno> {
     let magic = rustix::fs::fstatfs(fd)?.f_type;
-    Ok(u32::try_from(magic).is_ok_and(|magic| STORING_FILES.contains(&magic)))
+    Ok(u32::try_from(magic).is_ok_and(|magic| kinds.contains(&magic)))
 }
 
 /// Raises the soft limit on descriptors to the hard one and returns it.

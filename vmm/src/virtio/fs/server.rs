@@ -9,10 +9,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
+use super::changes::Changes;
 use super::dispatch::{Call, dispatch};
 use super::inode::Node;
 use super::opcode::{Effect, Opcode};
-use super::ops_dir::{PLUS, READDIR_MAX};
+use super::ops_dir::READDIR_MAX;
 use super::ops_file::IO_MAX;
 use super::passthrough::Passthrough;
 use super::root::Root;
@@ -32,9 +33,9 @@ const OUT_HEADER_BYTES: u32 = 16;
 
 const _: () = assert!(IO_MAX == PAGES_MAX as u32 * 4096 && OUT_HEADER_BYTES as usize == OutHeader::SIZE);
 
-/// What the server asks of the guest's kernel. Not among it: WRITEBACK_CACHE and KEEP_CACHE, which need the host's
-/// changes to be announced; POSIX_LOCKS and FLOCK_LOCKS, so locks hold among the guest's programs only; DONT_MASK,
-/// so a mode comes with the umask applied.
+/// What the server asks of the guest's kernel. Not among it: WRITEBACK_CACHE, since the host could not see what the guest
+/// has written; POSIX_LOCKS and FLOCK_LOCKS, so locks hold among the guest's programs only; DONT_MASK, so a mode comes
+/// with the umask applied.
 const FEATURES: u32 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -42,8 +43,9 @@ const FEATURES: u32 = init::ASYNC_READ
     | init::ASYNC_DIO
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
-    | init::HANDLE_KILLPRIV_V2
-    | if PLUS { init::DO_READDIRPLUS | init::READDIRPLUS_AUTO } else { 0 };
+    | init::HANDLE_KILLPRIV_V2;
+/// What it asks for as well when the guest may keep what it is told.
+const CACHING_FEATURES: u32 = init::CACHE_SYMLINKS | init::DO_READDIRPLUS | init::READDIRPLUS_AUTO;
 
 /// Serves the requests of one mount after the other.
 #[derive(Debug)]
@@ -64,6 +66,21 @@ impl Server {
 
     pub(super) fn of(root: Arc<Root>) -> Self {
         Self { files: Passthrough::new(root), mounted: false, request: Vec::new(), reply: Vec::new() }
+    }
+
+    /// From the next mount on the guest is told what the host changes.
+    pub(super) fn announce(&mut self, changes: Changes) {
+        self.files.changes = Some(changes);
+    }
+
+    /// Takes note of what the host has changed while there was no request.
+    pub fn settle(&mut self) {
+        self.files.settle();
+    }
+
+    /// What is to be told of the host's changes, if the server knows of any.
+    pub(super) fn changes(&mut self) -> Option<&mut Changes> {
+        self.files.changes.as_mut()
     }
 
     /// Serves `request` from plain buffers, and returns the length of the reply. This is what the fuzz target calls;
@@ -98,6 +115,7 @@ impl Server {
             writer.split(OutHeader::SIZE).ok_or(BrokenQueue("no room for a file system reply"))?;
         self.reply.clear();
         let done = opcode.and_then(|opcode| self.run(opcode, &header, length, reader, writer));
+        self.files.settle();
         let done = done.and_then(|()| writer.write(&self.reply).then_some(()).ok_or(Errno::IO));
         let error = done.err().map_or(0, |error| -error.raw_os_error());
         let body = if error == 0 { writer.written() } else { 0 };
@@ -152,9 +170,11 @@ impl Server {
         }
         let body = Body::new(&self.request);
         if opcode == Opcode::Init {
-            let out = initialize(body)?;
             self.files.clear();
+            let features = FEATURES | if self.files.changes.is_some() { CACHING_FEATURES } else { 0 };
+            let out = initialize(body, features)?;
             self.mounted = out.flags != 0;
+            self.files.watch(Node::ROOT);
             out.encode(&mut self.reply);
             return Ok(());
         }
@@ -170,7 +190,7 @@ impl Server {
 
 /// Answers INIT: what the guest offers and the server wants. A guest of another major version is told ours; it asks
 /// again, or gives up.
-fn initialize(mut body: Body<'_>) -> Result<InitOut, Errno> {
+fn initialize(mut body: Body<'_>, features: u32) -> Result<InitOut, Errno> {
     let request: InitIn = body.take()?;
     let version = InitOut { major: MAJOR, minor: MINOR, ..InitOut::default() };
     match request.major {
@@ -178,7 +198,7 @@ fn initialize(mut body: Body<'_>) -> Result<InitOut, Errno> {
         MAJOR => Ok(InitOut {
             minor: MINOR.min(request.minor),
             max_readahead: request.max_readahead.min(IO_MAX),
-            flags: FEATURES & request.flags,
+            flags: features & request.flags,
             max_background: BACKGROUND_MAX,
             congestion_threshold: BACKGROUND_MAX / 4 * 3,
             max_write: IO_MAX,

@@ -24,6 +24,7 @@ pub mod init {
     pub const READDIRPLUS_AUTO: u32 = 1 << 14;
     pub const ASYNC_DIO: u32 = 1 << 15;
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
+    pub const CACHE_SYMLINKS: u32 = 1 << 23;
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
 }
@@ -48,6 +49,11 @@ pub const GETATTR_FH: u32 = 1 << 0;
 pub const FSYNC_DATA_ONLY: u32 = 1 << 0;
 /// `fuse_open_in.open_flags`.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// `fuse_open_out.open_flags`.
+pub const KEEP_CACHE: u32 = 1 << 1;
+pub const CACHE_DIR: u32 = 1 << 3;
+/// In place of a time's nanoseconds: the seconds are a token (our kernel's fs/fuse/host_changes.h).
+pub const VALID_TOKEN: u32 = u32::MAX;
 /// `fuse_write_in.write_flags`: a page of the cache is written, by a handle the kernel picked.
 pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
@@ -158,6 +164,8 @@ wire_structs! {
     CopyFileRangeIn {
         fh_in: u64, offset_in: u64, node_out: u64, fh_out: u64, offset_out: u64, len: u64, flags: u64,
     }
+    /// What stands before the name of what the host has changed (our kernel's fs/fuse/host_changes.h).
+    HostChange { parent: u64, node: u64, mask: u32, cookie: u32, namelen: u32, padding: u32 }
     /// What stands before the name of a directory entry.
     Dirent { ino: u64, offset: u64, namelen: u32, kind: u32 }
 }

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,10 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::CHANGES_QUEUE;
+use super::changes::Changes;
 use super::server::Server;
+use super::tokens::TABLE_BYTES;
 use crate::virtio::{BrokenQueue, Memory, Queue};
 
 /// How long `stop` waits for a request to end. The machine waits with it, so it is short; a request that takes longer
@@ -65,13 +69,20 @@ pub struct Worker {
 
 impl Worker {
     /// Starts serving. The queues may hold requests already.
-    pub fn start(name: &str, memory: Memory, queues: Vec<Queue>, server: Server) -> io::Result<Self> {
+    /// `inotify` is where the host's changes are read, for a driver that wants to know them.
+    pub fn start(
+        name: &str,
+        memory: Memory,
+        queues: Vec<Queue>,
+        server: Server,
+        inotify: Option<Arc<OwnedFd>>,
+    ) -> io::Result<Self> {
         let (until_end, ended) = channel();
         let shared = Arc::new(Shared { queues: Mutex::new(Some(queues)), broken: AtomicBool::new(false) });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || run(&memory, &own, server, until_end))?;
+            .spawn(move || run(&memory, &own, server, inotify, until_end))?;
         Ok(Self { shared, thread, ended })
     }
 
@@ -112,22 +123,76 @@ impl Stuck {
 }
 
 /// The sender is dropped with the thread.
-fn run(memory: &Memory, shared: &Shared, mut server: Server, _until_end: Sender<Infallible>) {
+fn run(
+    memory: &Memory,
+    shared: &Shared,
+    mut server: Server,
+    inotify: Option<Arc<OwnedFd>>,
+    _until_end: Sender<Infallible>,
+) {
     apply_no_umask();
-    match serve(memory, shared, &mut server) {
+    let served =
+        announce(memory, shared, &mut server, inotify).and_then(|()| serve(memory, shared, &mut server));
+    match served {
+        Ok(never) => match never {},
         Err(End::Stopped) => (),
         Err(End::Broken) => shared.broken.store(true, Ordering::Release),
     }
 }
 
+/// Takes the table of tokens, which is the first buffer of the queue of changes, if the driver has that queue.
+fn announce(
+    memory: &Memory,
+    shared: &Shared,
+    server: &mut Server,
+    inotify: Option<Arc<OwnedFd>>,
+) -> Result<(), End> {
+    let table = shared.with(|queues| {
+        let queue = queues.get_mut(CHANGES_QUEUE).filter(|queue| queue.is_set_up());
+        let chain = queue.map(|queue| queue.pop(memory)).transpose()?.flatten();
+        Ok(chain.and_then(|chain| chain.only_buffer(TABLE_BYTES)))
+    })?;
+    let aligned = table.filter(|table| table.0.is_multiple_of(size_of::<u64>() as u64));
+    if let (Some(table), Some(inotify)) = (aligned, inotify) {
+        server.announce(Changes::new(inotify, Arc::clone(memory), table));
+    }
+    Ok(())
+}
+
+/// Tells the driver what the host has changed, as far as it has buffers for it.
+fn tell(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<(), End> {
+    let Some(changes) = server.changes().filter(|changes| changes.first().is_some()) else { return Ok(()) };
+    shared.with(|queues| {
+        let queue = &mut queues[CHANGES_QUEUE];
+        while let Some(change) = changes.first() {
+            if let Some(mut chain) = queue.pop(memory)? {
+                if !chain.writer.write(change) {
+                    return Err(BrokenQueue("no room for a change of the host's"));
+                }
+                queue.complete(memory, chain)?;
+                changes.told();
+            } else if !queue.unmute_kicks(memory)? {
+                break;
+            }
+        }
+        queue.notify(memory)
+    })
+}
+
 /// Serves until the end, and sleeps when there is nothing to do.
 fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infallible, End> {
     loop {
-        shared.with(|queues| queues.iter_mut().try_for_each(|queue| queue.mute_kicks(memory)))?;
-        while serve_turns(memory, shared, server)? {}
+        shared.with(|queues| in_use(queues).try_for_each(|queue| queue.mute_kicks(memory)))?;
+        loop {
+            server.settle();
+            tell(memory, shared, server)?;
+            if !serve_turns(memory, shared, server)? {
+                break;
+            }
+        }
         // What has come in between is announced by no kick.
         let more = shared.with(|queues| {
-            queues.iter_mut().try_fold(false, |more, queue| Ok(queue.unmute_kicks(memory)? || more))
+            in_use(queues).try_fold(false, |more, queue| Ok(queue.unmute_kicks(memory)? || more))
         })?;
         if !more {
             thread::park();
@@ -135,11 +200,15 @@ fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infall
     }
 }
 
+/// The queues of requests. Kicks of the queue of changes say that there is room again, which the next change finds.
+fn in_use(queues: &mut [Queue]) -> impl Iterator<Item = &mut Queue> {
+    queues.iter_mut().take(CHANGES_QUEUE)
+}
+
 /// Gives each queue a turn; false if there was nothing to do.
 fn serve_turns(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<bool, End> {
-    let count = shared.with(|queues| Ok(queues.len()))?;
     let mut served = false;
-    for index in 0..count {
+    for index in 0..CHANGES_QUEUE {
         for _ in 0..TURN {
             if !serve_one(memory, shared, index, server)? {
                 break;

@@ -6,13 +6,18 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use tempfile::TempDir;
+use vm_memory::GuestAddress;
 
 use crate::config::Share;
+use crate::virtio::Memory;
+use crate::virtio::fs::changes::Changes;
 use crate::virtio::fs::opcode::Opcode;
 use crate::virtio::fs::server::Server;
+use crate::virtio::fs::watch;
 use crate::virtio::fs::wire::{
     AttrOut, CreateIn, Dirent, EntryOut, ForgetIn, GetattrIn, InHeader, InitIn, InitOut, LinkIn, MAJOR,
     MkdirIn, MknodIn, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, ReleaseIn, Rename2In, SetattrIn, Wire,
@@ -83,6 +88,15 @@ impl Client {
     fn mount(share: Share, folder: TempDir) -> Self {
         apply_no_umask();
         Self { server: Server::new(share).unwrap(), root: ROOT_ID, unique: 0, folder, room: vec![0; ROOM] }
+    }
+
+    /// Serves a fresh folder to a guest that wants to know what the host changes, with the table of tokens in `memory`.
+    pub fn told(memory: &Memory) -> Self {
+        let mut client = Self::new();
+        let inotify = watch::inotify().expect("this test needs inotify");
+        client.server.announce(Changes::new(inotify, Arc::clone(memory), GuestAddress(0)));
+        client.init().unwrap();
+        client
     }
 
     /// The same folder, served anew and differently.

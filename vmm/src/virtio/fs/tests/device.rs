@@ -15,16 +15,20 @@ use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryMmap};
 use super::client::{Bytes, path_fd};
 use crate::config::Share;
 use crate::virtio::fs::opcode::Opcode;
-use crate::virtio::fs::wire::{EntryOut, ForgetIn, InHeader, InitIn, MAJOR, OutHeader, Wire};
+use crate::virtio::fs::tokens::TABLE_BYTES;
+use crate::virtio::fs::wire::{EntryOut, ForgetIn, HostChange, InHeader, InitIn, MAJOR, OutHeader, Wire};
 use crate::virtio::fs::{Fs, TAG_MAX};
 use crate::virtio::{BrokenQueue, Device as _, Interrupt, Memory, Queue};
 
 const MEMORY_BYTES: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 16;
-/// Where the two queues, a request and the room for its reply are.
-const QUEUES: [u64; 2] = [0x1000, 0x2000];
+/// Where the queues, a request and the room for its reply are.
+const QUEUES: [u64; 3] = [0x1000, 0x2000, 0x3000];
 const REQUEST: u64 = 0x1_0000;
 const REPLY: u64 = 0x2_0000;
+/// The table of tokens, and the room for a change.
+const TABLE: u64 = 0x4_0000;
+const CHANGE: u64 = 0x5_0000;
 /// The rings in each queue's page.
 const AVAIL: u64 = 0x400;
 const USED: u64 = 0x800;
@@ -53,21 +57,28 @@ impl Driver {
         driver
     }
 
+    /// Activates the device as a kernel does that knows nothing of the queue of changes.
     fn activate(&mut self) {
+        self.activate_with(|_| 2);
+    }
+
+    /// Activates the device when `set_up` has put something into the queues, of which it uses as many as that says.
+    fn activate_with(&mut self, set_up: impl FnOnce(&mut Self) -> usize) {
         let (raise, interrupts) = channel();
         let interrupt = Interrupt::new(move || {
             let _gone = raise.send(());
         });
+        // Queues whose rings are all zero.
+        self.memory.write_slice(&[0; 0x3000], GuestAddress(QUEUES[0])).unwrap();
+        let used = set_up(self);
         let queues = QUEUES.map(|address| {
-            // A queue whose rings are all zero.
-            self.memory.write_slice(&[0; 0x1000], GuestAddress(address)).unwrap();
             let low = |offset: u64| Some(u32::try_from(address + offset).unwrap());
             let mut ring = Ring::new(QUEUE_SIZE).unwrap();
             ring.set_size(QUEUE_SIZE);
             ring.set_desc_table_address(low(0), Some(0));
             ring.set_avail_ring_address(low(AVAIL), Some(0));
             ring.set_used_ring_address(low(USED), Some(0));
-            ring.set_ready(true);
+            ring.set_ready(address <= QUEUES[used - 1]);
             Queue::new(ring, interrupt.clone())
         });
         self.interrupts = interrupts;
@@ -84,16 +95,31 @@ impl Driver {
 
     /// Makes a chain of these buffers available, `(address, length, flags, next)` from descriptor 0 on, and kicks.
     fn submit(&mut self, index: usize, buffers: &[(u64, u32, u16, u16)]) -> Result<(), BrokenQueue> {
-        for (at, &(address, length, flags, next)) in (0..).step_by(16).zip(buffers) {
+        self.offer(index, 0, buffers);
+        self.fs.kick(index)
+    }
+
+    /// Makes a chain available, in the descriptors from `head` on.
+    fn offer(&mut self, index: usize, head: u16, buffers: &[(u64, u32, u16, u16)]) {
+        for (at, &(address, length, flags, next)) in (u64::from(head) * 16..).step_by(16).zip(buffers) {
             self.write(index, at, address);
             self.write(index, at + 8, length);
             self.write(index, at + 12, flags);
             self.write(index, at + 14, next);
         }
         let idx: u16 = self.read(index, AVAIL + 2);
-        self.write(index, AVAIL + 4 + 2 * u64::from(idx % QUEUE_SIZE), 0_u16);
+        self.write(index, AVAIL + 4 + 2 * u64::from(idx % QUEUE_SIZE), head);
         self.memory.store(idx + 1, GuestAddress(QUEUES[index] + AVAIL + 2), Ordering::SeqCst).unwrap();
-        self.fs.kick(index)
+    }
+
+    /// Activates the device as our kernel does: with a table of `length` bytes at `table`, and room for one change.
+    fn activate_with_changes(&mut self, table: u64, length: u32, room: u32) {
+        self.activate_with(|driver| {
+            driver.offer(2, 0, &[(table, length, WRITE, 0)]);
+            driver.offer(2, 1, &[(CHANGE, room, WRITE, 0)]);
+            3
+        });
+        self.init();
     }
 
     fn used(&self, index: usize) -> u16 {
@@ -163,7 +189,7 @@ fn the_configuration_says_tag_and_queues() {
     expected[..3].copy_from_slice(b"tag");
     expected[TAG_MAX] = 1;
     assert_eq!(driver.fs.config(), expected);
-    assert_eq!((driver.fs.profile().id, driver.fs.profile().queue_sizes.len()), (26, 2));
+    assert_eq!((driver.fs.profile().id, driver.fs.profile().queue_sizes.len()), (26, 3));
     for tag in ["", &"t".repeat(TAG_MAX + 1)] {
         let root = path_fd(driver.folder.path());
         assert!(Fs::new(Share { tag: tag.to_owned(), root, read_only: false, only: None }).is_err());
@@ -249,6 +275,55 @@ fn a_guest_that_changes_a_request_while_it_is_served_gets_some_answer() {
     }
     drop(stop);
     flipper.join().unwrap();
+}
+
+#[test]
+fn a_driver_that_wants_to_know_is_told_what_the_host_changes() {
+    let mut driver = Driver::new();
+    driver.fs.reset();
+    driver.activate_with_changes(TABLE, TABLE_BYTES, 320);
+    let missing = driver.lookup("f").unwrap();
+    let entry = GuestAddress(TABLE + missing.entry_valid % 4096 * 8);
+    assert_eq!((missing.node, driver.memory.read_obj::<u64>(entry).unwrap()), (0, missing.entry_valid));
+    File::create(driver.folder.path().join("f")).unwrap();
+    // As the event loop does when it sees the descriptor readable.
+    driver.fs.ready().unwrap();
+    driver.wait("the change is told", |driver| driver.used(2) == 1);
+    assert_ne!(driver.memory.read_obj::<u64>(entry).unwrap(), missing.entry_valid);
+    let mut told = [0; HostChange::SIZE + 1];
+    driver.memory.read_slice(&mut told, GuestAddress(CHANGE)).unwrap();
+    let change = HostChange::decode(&mut &told[..]).unwrap();
+    assert_eq!((change.parent, change.mask, told[HostChange::SIZE]), (1, libc::IN_CREATE, b'f'));
+    // The file was closed as well; that waits for room.
+    driver.submit(2, &[(CHANGE, 320, WRITE, 0)]).unwrap();
+    driver.wait("the next change is told", |driver| driver.used(2) == 2);
+}
+
+#[test]
+fn a_table_that_is_none_is_not_used_and_a_room_too_small_ends_the_device() {
+    let mut driver = Driver::new();
+    let tables = [
+        (TABLE, TABLE_BYTES - 1),
+        (TABLE, TABLE_BYTES + 1),
+        (TABLE + 1, TABLE_BYTES),
+        (MEMORY_BYTES as u64 - u64::from(TABLE_BYTES) + 8, TABLE_BYTES),
+    ];
+    for (table, length) in &tables[..3] {
+        driver.fs.reset();
+        driver.activate_with_changes(*table, *length, 320);
+        assert_eq!(driver.lookup("f"), Err(-libc::ENOENT), "nothing is vouched for");
+    }
+    driver.fs.reset();
+    driver.activate_with(|driver| {
+        driver.offer(2, 0, &[(tables[3].0, tables[3].1, WRITE, 0)]);
+        3
+    });
+    driver.wait("the device gives up", |driver| driver.fs.kick(1).is_err());
+    driver.fs.reset();
+    driver.activate_with_changes(TABLE, TABLE_BYTES, 8);
+    File::create(driver.folder.path().join("f")).unwrap();
+    let _any = driver.fs.ready();
+    driver.wait("the device gives up", |driver| driver.fs.kick(1).is_err());
 }
 
 /// A FUSE file system nobody serves: whoever looks at it waits.

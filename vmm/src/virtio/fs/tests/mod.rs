@@ -3,6 +3,7 @@
 
 mod client;
 
+mod changes;
 mod containment;
 mod data;
 mod device;
