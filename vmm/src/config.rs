@@ -86,6 +86,18 @@ pub struct Share {
     pub read_only: bool,
     /// Serve nothing of the folder but this one entry.
     pub only: Option<Vec<u8>>,
+    pub rules: Rules,
+}
+
+/// What holds for a part of a share only: patterns of paths, see `virtio::fs::Patterns`. Enforced here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// These do not exist for the guest, nor does what is in them.
+    pub hidden: Vec<Vec<u8>>,
+    /// These, and what is in them, can be changed although the share is read-only.
+    pub writable: Vec<Vec<u8>>,
+    /// These, and what is in them, can not be changed although they are in a writable one.
+    pub fixed: Vec<Vec<u8>>,
 }
 
 /// How the guest's vsock ports are reached, and how it is asked to end.

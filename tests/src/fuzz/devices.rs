@@ -96,7 +96,13 @@ pub fn fs(input: &[u8]) {
     }
     let dir = TempDir::new().expect("make a folder");
     let root = File::open(dir.path()).expect("open it").into();
-    let share = config::Share { tag: "ws0".into(), root, read_only: true, only: None };
+    let share = config::Share {
+        tag: "ws0".into(),
+        root,
+        read_only: true,
+        only: None,
+        rules: config::Rules::default(),
+    };
     Driver::new(Fs::new(share).expect("a share")).play(&mut Choices(input), &mut Folder(dir));
 }
 

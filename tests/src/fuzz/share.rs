@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
-use vmm::config::Share;
+use vmm::config::{Rules, Share};
 use vmm::virtio::fs::Server;
 
 use super::Choices;
@@ -18,7 +18,7 @@ const SECRET: &[u8] = b"what no guest may see";
 const REPLY_MAX: usize = 8 << 10;
 const REQUESTS_MAX: usize = 200;
 /// Names that exist, that do not, and that are no names.
-const NAMES: [&[u8]; 14] = [
+const NAMES: [&[u8]; 15] = [
     b"a",
     b"b",
     b"dir",
@@ -33,6 +33,7 @@ const NAMES: [&[u8]; 14] = [
     b"../secret",
     b"user.x",
     b"new",
+    b".env",
 ];
 
 /// The operations and what each is followed by. In a shape, `4` and `8` are numbers of so many bytes, `0` and `2` those
@@ -92,10 +93,12 @@ const HEADER_SIZE: usize = 16;
 struct Scene {
     dir: TempDir,
     read_only: bool,
+    /// There is a secret in the share, too.
+    hiding: bool,
 }
 
 impl Scene {
-    fn new(read_only: bool) -> Self {
+    fn new(read_only: bool, hiding: bool) -> Self {
         // Memory, where there is such a folder: a sync of the host's disk would take most of the time.
         let base =
             ["/dev/shm", "/tmp"].map(Path::new).into_iter().find(|it| it.is_dir()).expect("/tmp is there");
@@ -104,10 +107,13 @@ impl Scene {
         fs::create_dir_all(share.join("dir")).expect("make a folder");
         fs::write(dir.path().join("secret"), SECRET).expect("write a file");
         fs::write(share.join("a"), "content of a").expect("write a file");
+        if hiding {
+            fs::write(share.join(".env"), SECRET).expect("write a file");
+        }
         symlink("../secret", share.join("link")).expect("make a link");
         symlink("..", share.join("up")).expect("make a link");
         symlink(dir.path(), share.join("out")).expect("make a link");
-        Self { dir, read_only }
+        Self { dir, read_only, hiding }
     }
 
     fn share(&self) -> PathBuf {
@@ -117,7 +123,9 @@ impl Scene {
     fn server(&self) -> Server {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(self.share(), flags, Mode::empty()).expect("open the share");
-        Server::new(Share { tag: "ws0".into(), root, read_only: self.read_only, only: None })
+        let hidden = if self.hiding { vec![b".env".to_vec()] } else { Vec::new() };
+        let rules = Rules { hidden, ..Rules::default() };
+        Server::new(Share { tag: "ws0".into(), root, read_only: self.read_only, only: None, rules })
             .expect("serve the share")
     }
 
@@ -151,7 +159,8 @@ struct Known {
 
 pub fn share(input: &[u8]) {
     let mut choices = Choices(input);
-    let scene = Scene::new(choices.byte().is_multiple_of(4));
+    let kind = choices.byte();
+    let scene = Scene::new(kind.is_multiple_of(4), kind & 16 != 0);
     let before = scene.surroundings();
     let inside = crate::host::snapshot(&scene.share());
     let mut server = scene.server();
@@ -172,6 +181,11 @@ pub fn share(input: &[u8]) {
     assert_eq!(scene.surroundings(), before);
     if scene.read_only {
         assert_eq!(crate::host::snapshot(&scene.share()), inside);
+    }
+    if scene.hiding {
+        // The guest may have closed the folder to everyone.
+        fs::set_permissions(scene.share(), fs::Permissions::from_mode(0o700)).expect("open the folder");
+        assert_eq!(fs::read(scene.share().join(".env")).expect("read a file"), SECRET);
     }
 }
 

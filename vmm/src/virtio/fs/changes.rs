@@ -32,6 +32,7 @@ const PENDING_MAX: usize = 1024;
 /// A name was given or taken.
 const ENTRY: ReadFlags =
     ReadFlags::CREATE.union(ReadFlags::DELETE).union(ReadFlags::MOVED_FROM).union(ReadFlags::MOVED_TO);
+const MOVED: ReadFlags = ReadFlags::MOVED_FROM.union(ReadFlags::MOVED_TO);
 /// A directory is no longer where it was.
 const LEFT: ReadFlags = ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT);
 /// What can come of an operation on an open file.
@@ -192,8 +193,10 @@ impl Passthrough {
 
     /// The guest has renamed something itself: what it knew of it by the old name is void, and by the new one.
     pub(super) fn renamed(&mut self, dir: Node, name: Name<'_>) {
-        if let Some(changes) = &mut self.changes {
-            changes.tokens.renew(entry_slot(dir, name));
+        let Some(changes) = &mut self.changes else { return };
+        changes.tokens.renew(entry_slot(dir, name));
+        if self.root.has_rules() {
+            changes.tokens.renew_all();
         }
     }
 
@@ -235,7 +238,11 @@ impl Passthrough {
             return;
         };
         changes.tokens.renew(entry_slot(dir, name));
-        if self.check_visible(dir, name).is_err() {
+        if event.mask.intersects(MOVED) && self.root.has_rules() {
+            // With a folder, what is in it may have come under a rule.
+            changes.tokens.renew_all();
+        }
+        if self.check_visible(dir, name).is_err() || self.check_reached(dir).is_err() {
             return;
         }
         let now = event.mask.intersects(ENTRY).then(|| self.known_at(dir, name)).flatten();

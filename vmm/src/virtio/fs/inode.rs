@@ -210,6 +210,13 @@ impl Table {
         }
     }
 
+    /// The names on the way from the entry `name` of `parent` up to the root. Outdated locations can form a circle,
+    /// which has no end.
+    pub fn way<'a>(&'a self, parent: Node, name: Name<'a>) -> impl Iterator<Item = &'a [u8]> + Clone {
+        let up = |&(parent, _): &(Node, Name<'a>)| self.get(parent).ok()?.location();
+        std::iter::successors(Some((parent, name)), up).map(|(_, name)| name.to_bytes())
+    }
+
     /// The guest gives `count` lookups back.
     pub fn forget(&mut self, node: Node, count: u64) {
         if let Some(inode) = self.get_mut(node) {

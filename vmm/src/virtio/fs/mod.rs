@@ -1,18 +1,21 @@
 //! virtio-fs: a folder of the host in the guest, served by the process's own user.
 //! This file owns the device: its configuration space and the life of its worker. Reading it goes best in this order:
-//! `wire` (the messages), `server` (one request), `passthrough` (from node ids to files), `root` (containment), `ops_*`.
+//! `wire` (the messages), `server` (one request), `passthrough` (from node ids to files), `root` (containment),
+//! `access` (what is hidden or kept from changes), `ops_*`.
 //! Source: virtio 1.2, 5.11 "File System Device".
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+pub use self::patterns::{BadPattern, Patterns};
 use self::root::Root;
 pub use self::server::Server;
 use self::worker::{Stuck, Worker};
 use super::{BrokenQueue, Device, Memory, Profile, Queue, Wake};
 use crate::config::Share;
 
+mod access;
 mod attr;
 mod changes;
 mod dirs;
@@ -27,6 +30,7 @@ mod ops_entry;
 mod ops_file;
 mod ops_xattr;
 mod passthrough;
+mod patterns;
 mod root;
 mod server;
 mod tokens;

@@ -15,6 +15,7 @@ use super::wire::{AttrOut, NAME_MAX, SetattrIn, StatfsOut, set};
 impl Passthrough {
     /// The attributes of a file, by its handle if there is one.
     pub fn getattr(&mut self, node: Node, fh: Option<u64>) -> Result<AttrOut, Errno> {
+        self.check_reached(node)?;
         let handle = fh.map(|fh| self.handles.get(node, fh).cloned()).transpose()?;
         let (stat, token) = match (self.vouched(node), handle) {
             (Some(vouched), _) => vouched,
@@ -28,6 +29,7 @@ impl Passthrough {
     /// changes the times.
     pub fn setattr(&mut self, node: Node, request: &SetattrIn) -> Result<AttrOut, Errno> {
         self.check_owned(node)?;
+        self.check_reached(node)?;
         let asked = |bits: u32| request.valid & bits != 0;
         let kind = self.table.get(node)?.kind();
         let fd = match request.fh {

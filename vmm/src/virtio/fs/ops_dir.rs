@@ -47,6 +47,7 @@ impl Passthrough {
         plus: bool,
         reply: &mut Vec<u8>,
     ) -> Result<(), Errno> {
+        self.check_reached(node)?;
         let handle = self.handles.get_mut(node, request.fh)?;
         let dir = handle.fd.clone();
         if std::mem::replace(&mut handle.position, UNKNOWN) != request.offset {

@@ -50,6 +50,7 @@ impl Passthrough {
             FileType::CharacterDevice | FileType::BlockDevice => return Err(Errno::PERM),
             _ => return Err(Errno::INVAL),
         };
+        self.check_plain(kind)?;
         let dir = self.dir(parent)?;
         rustix::fs::mknodat(&dir, name.as_c_str(), kind, new_mode(request.mode), 0)?;
         self.expect_entry(parent, name, ReadFlags::CREATE);
@@ -58,6 +59,7 @@ impl Passthrough {
 
     pub fn symlink(&mut self, parent: Node, name: Name<'_>, target: &CStr) -> Result<EntryOut, Errno> {
         self.check_changeable(parent, name)?;
+        self.check_plain(FileType::Symlink)?;
         match target.count_bytes() {
             0 => return Err(Errno::NOENT),
             1..=TARGET_MAX => (),
@@ -72,7 +74,8 @@ impl Passthrough {
     /// Appends the target of a symbolic link to `reply`. What is read is what the name holds now: it is text, which
     /// the guest follows on its own side.
     pub fn readlink(&mut self, node: Node, reply: &mut Vec<u8>) -> Result<(), Errno> {
-        let (parent, _) = self.table.get(node)?.location().ok_or(Errno::INVAL)?;
+        let (parent, name) = self.table.get(node)?.location().ok_or(Errno::INVAL)?;
+        self.check_visible(parent, name)?;
         let dir = self.dir(parent)?;
         let (_, name) = self.table.get(node)?.location().ok_or(Errno::STALE)?;
         let start = reply.len();
@@ -85,6 +88,7 @@ impl Passthrough {
     /// Gives a file another name.
     pub fn link(&mut self, old: Node, parent: Node, name: Name<'_>) -> Result<EntryOut, Errno> {
         self.check_changeable(parent, name)?;
+        self.check_owned(old)?;
         let file = self.fd(old)?;
         let dir = self.dir(parent)?;
         self.root.link(file.as_fd(), dir.as_fd(), name)?;
@@ -121,6 +125,10 @@ impl Passthrough {
             return Err(Errno::INVAL);
         }
         let (old_dir, new_dir) = (self.dir(old_parent)?, self.dir(new_parent)?);
+        self.check_movable(old_parent, &old_dir, old_name)?;
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.check_movable(new_parent, &new_dir, new_name)?;
+        }
         rustix::fs::renameat_with(&old_dir, old_name.as_c_str(), &new_dir, new_name.as_c_str(), flags)?;
         self.note_moved(new_parent, &new_dir, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {

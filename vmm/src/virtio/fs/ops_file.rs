@@ -36,7 +36,10 @@ impl Passthrough {
             FileType::Symlink => return Err(Errno::LOOP),
             _ => return Err(Errno::NXIO),
         }
-        let mut flags = self.file_flags(flags)?;
+        let mut flags = file_flags(flags)?;
+        if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) {
+            self.check_owned(node)?;
+        }
         let fd = self.fd(node)?;
         if self.root.read_only && stat_fd(&fd)?.stx_uid == self.root.shown.ids.uid {
             // Reading is no change, and must leave none. The host allows it for its user's own files only.
@@ -63,7 +66,7 @@ impl Passthrough {
         request: &CreateIn,
     ) -> Result<(EntryOut, OpenOut), Errno> {
         self.check_changeable(parent, name)?;
-        let flags = self.file_flags(request.flags)?;
+        let flags = file_flags(request.flags)?;
         let dir = self.dir(parent)?;
         // Exclusively, since what is there may be a FIFO or a device.
         let exclusive = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -86,8 +89,7 @@ impl Passthrough {
     pub fn tmpfile(&mut self, parent: Node, request: &CreateIn) -> Result<(EntryOut, OpenOut), Errno> {
         self.check_owned(parent)?;
         let kept = OFlags::from_bits_retain(request.flags) & OFlags::EXCL;
-        let flags =
-            (self.file_flags(request.flags)? & !OFlags::TRUNC) | kept | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let flags = (file_flags(request.flags)? & !OFlags::TRUNC) | kept | OFlags::TMPFILE | OFlags::CLOEXEC;
         let dir = self.dir(parent)?;
         let fd = rustix::fs::openat(dir, c".", flags, new_mode(request.mode))?;
         self.created(Handle::new(self.root.admit(fd)?), None)
@@ -110,22 +112,9 @@ impl Passthrough {
         Ok(OpenOut { fh, open_flags, backing_id: 0 })
     }
 
-    /// The host's flags for the guest's. O_APPEND is a matter of each write, see `write`. O_DIRECT is the guest's own
-    /// cache bypassed; the host's buffers have no alignment to keep.
-    fn file_flags(&self, flags: u32) -> Result<OFlags, Errno> {
-        let flags = OFlags::from_bits_retain(flags);
-        let access = flags & OFlags::RWMODE;
-        if access == OFlags::RWMODE {
-            return Err(Errno::INVAL);
-        }
-        if self.root.read_only && (access != OFlags::RDONLY || flags.contains(OFlags::TRUNC)) {
-            return Err(Errno::ROFS);
-        }
-        Ok(flags & (OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC))
-    }
-
     /// Reads into `writer`, and returns how much.
-    pub fn read(&self, node: Node, request: &ReadIn, writer: &mut Writer<'_>) -> Result<usize, Errno> {
+    pub fn read(&mut self, node: Node, request: &ReadIn, writer: &mut Writer<'_>) -> Result<usize, Errno> {
+        self.check_reached(node)?;
         let handle = self.handles.get(node, request.fh)?;
         let size = request.size.min(IO_MAX) as usize;
         writer.read_from_file(handle.fd.as_fd(), request.offset, size).map_err(|error| errno(&error))
@@ -136,6 +125,7 @@ impl Passthrough {
     /// The end of the file is the host's to find, as it may be appended to from both sides. Not so when the guest
     /// writes back a page of a mapping: then the handle is any one, and the page's offset counts.
     pub fn write(&mut self, node: Node, request: &WriteIn, reader: &mut Reader<'_>) -> Result<usize, Errno> {
+        self.check_reached(node)?;
         let handle = self.handles.get(node, request.fh)?;
         let size = request.size as usize;
         if reader.remaining() != size || request.size > IO_MAX {
@@ -168,6 +158,7 @@ impl Passthrough {
     }
 
     pub fn fallocate(&mut self, node: Node, request: &FallocateIn) -> Result<(), Errno> {
+        self.check_reached(node)?;
         let handle = self.handles.get(node, request.fh)?;
         let mode = FallocateFlags::from_bits_retain(request.mode);
         let served = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
@@ -180,7 +171,8 @@ impl Passthrough {
     }
 
     /// Finds data and holes; all other ways to seek are the guest's own.
-    pub fn lseek(&self, node: Node, request: &LseekIn) -> Result<u64, Errno> {
+    pub fn lseek(&mut self, node: Node, request: &LseekIn) -> Result<u64, Errno> {
+        self.check_reached(node)?;
         let to = match request.whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(request.offset),
             libc::SEEK_HOLE => SeekFrom::Hole(request.offset),
@@ -190,6 +182,8 @@ impl Passthrough {
     }
 
     pub fn copy_file_range(&mut self, node: Node, request: &CopyFileRangeIn) -> Result<usize, Errno> {
+        self.check_reached(node)?;
+        self.check_reached(Node(request.node_out))?;
         if request.flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -203,6 +197,16 @@ impl Passthrough {
         self.expect_file(Node(request.node_out), OF_FILE);
         Ok(copied)
     }
+}
+
+/// The host's flags for the guest's. O_APPEND is a matter of each write, see `write`. O_DIRECT is the guest's own
+/// cache bypassed; the host's buffers have no alignment to keep.
+fn file_flags(flags: u32) -> Result<OFlags, Errno> {
+    let flags = OFlags::from_bits_retain(flags);
+    if flags.contains(OFlags::RWMODE) {
+        return Err(Errno::INVAL);
+    }
+    Ok(flags & (OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC))
 }
 
 fn errno(error: &io::Error) -> Errno {

@@ -1,5 +1,5 @@
 //! The files of a share as the guest knows them: node ids, handles and the way from them to the host's files.
-//! It owns every decision on what may be reached. The operations themselves are in `ops_*`.
+//! It owns the way there. What of them is hidden or kept from changes is in `access`, the operations in `ops_*`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::wire::{EntryOut, Name};
 
 /// How many directories up a path may lead before it is given up, which also ends a walk in a circle that outdated
 /// locations can form. It is as many as a path of `PATH_MAX` bytes has components.
-const DEPTH_MAX: usize = 2048;
+pub(super) const DEPTH_MAX: usize = 2048;
 
 #[derive(Debug)]
 pub struct Passthrough {
@@ -27,7 +27,7 @@ pub struct Passthrough {
     pub(super) handles: Handles,
     /// `None` when the guest's kernel cannot be told what the host changes.
     pub(super) changes: Option<Changes>,
-    dirs: Dirs,
+    pub(super) dirs: Dirs,
     /// Room for entries of a directory as the host's kernel gives them.
     pub(super) dents: Vec<u8>,
 }
@@ -47,28 +47,11 @@ impl Passthrough {
         *self = Self { changes, ..Self::new(Arc::clone(&self.root)) };
     }
 
-    /// The entry `name` of the directory `parent` exists for the guest. Each operation that takes a name asks.
-    pub(super) fn check_visible(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
-        match &self.root.only {
-            Some(only) if parent == Node::ROOT && only.as_c_str() != name.as_c_str() => Err(Errno::NOENT),
-            _ => Ok(()),
-        }
-    }
-
-    /// Entries of the directory `parent` may be made, removed and renamed, and `name` among them.
-    /// The root of a share of a single file is as it is.
-    pub(super) fn check_changeable(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
-        self.check_owned(parent)?;
-        self.check_visible(parent, name)
-    }
-
-    /// The attributes of `node` are the guest's to change; those of the folder around a single file are not.
-    pub(super) fn check_owned(&self, node: Node) -> Result<(), Errno> {
-        if node == Node::ROOT && self.root.only.is_some() { Err(Errno::ACCESS) } else { Ok(()) }
-    }
-
     /// A descriptor of the directory `node`, to use names from.
     pub(super) fn dir(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        if self.root.has_rules() {
+            return self.checked_dir(node);
+        }
         if let Some(fd) = self.open_fd(node) {
             return Ok(fd);
         }
@@ -95,6 +78,9 @@ impl Passthrough {
 
     /// A descriptor that refers to `node`, of any kind; its use is limited to what `O_PATH` allows.
     pub(super) fn fd(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        if self.root.has_rules() {
+            return self.checked_fd(node);
+        }
         if let Some(fd) = self.open_fd(node) {
             return Ok(fd);
         }
@@ -117,7 +103,7 @@ impl Passthrough {
     }
 
     /// Opens `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
-    fn open_in(&self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_in(&self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
         let inode = self.table.get(node)?;
         let (parent, name) = inode.location().ok_or(Errno::STALE)?;
         let entered = self.table.get(parent)?.identity.dev;
@@ -127,6 +113,9 @@ impl Passthrough {
 
     /// The attributes of `node`, by a descriptor of it or by its name.
     pub(super) fn stat(&mut self, node: Node) -> Result<Statx, Errno> {
+        if self.root.has_rules() {
+            return stat_fd(self.checked_fd(node)?);
+        }
         if let Some(fd) = self.open_fd(node) {
             return stat_fd(fd);
         }
@@ -215,6 +204,6 @@ impl Passthrough {
 }
 
 /// A name that is gone says that the inode is not where it was, which is another answer than "no such entry".
-fn stale_if_gone(error: Errno) -> Errno {
+pub(super) fn stale_if_gone(error: Errno) -> Errno {
     if matches!(error, Errno::NOENT | Errno::NOTDIR) { Errno::STALE } else { error }
 }

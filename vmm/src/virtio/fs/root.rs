@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx};
+use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,6 +17,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::attr::{STAT_FLAGS, STAT_MASK, Shown, kind};
 use super::ids::Ids;
 use super::inode::Identity;
+use super::patterns::Patterns;
 use super::wire::Name;
 use crate::config::Share;
 
@@ -67,6 +68,16 @@ const LOCAL: [u32; 9] = [
     0x0102_1994, // tmpfs
     0x8584_58f6, // ramfs
 ];
+/// File systems on which an entry has more names than the directory lists.
+const GIVING_ALIASES: [u32; 5] = [
+    0x4d44,      // fat
+    0x2011_bab0, // exfat
+    0x7366_746e, // ntfs3
+    0xff53_4d42, // cifs
+    0xfe53_4d42, // smb2
+];
+/// Linux, include/uapi/linux/fs.h, `FS_CASEFOLD_FL`: a directory of ext4, f2fs or tmpfs.
+const FOLDS_CASE: IFlags = IFlags::from_bits_retain(0x4000_0000);
 
 #[derive(Debug)]
 pub struct Root {
@@ -74,6 +85,9 @@ pub struct Root {
     pub identity: Identity,
     pub read_only: bool,
     pub only: Option<CString>,
+    pub hidden: Patterns,
+    pub writable: Patterns,
+    pub fixed: Patterns,
     pub shown: Shown,
     /// All changes of its files go through this host's kernel.
     pub local: bool,
@@ -95,19 +109,52 @@ impl Root {
         if let Some(only) = &only {
             Name::new(only)?;
         }
+        let list = |texts: &[Vec<u8>]| Patterns::new(texts).map_err(io::Error::other);
         let fds_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let identity = Identity::of(&stat);
-        Ok(Self {
+        let root = Self {
             local: is_of(share.root.as_fd(), &LOCAL)?,
             dir: Arc::new(share.root),
             identity,
             read_only: share.read_only,
             only,
+            hidden: list(&share.rules.hidden)?,
+            writable: list(&share.rules.writable)?,
+            fixed: list(&share.rules.fixed)?,
             shown: Shown { ids: Ids::of_process(), root_dev: identity.dev },
             keeps_set_id: capabilities(None)?.effective.contains(CapabilitySet::FSETID),
             fds: rustix::fs::openat(CWD, c"/proc/self/fd", fds_flags, Mode::empty())?,
             fd_limit: raise_fd_limit() - FDS_RESERVED,
-        })
+        };
+        if root.has_rules() && root.has_aliases(root.dir.as_fd())? {
+            return Err(io::Error::other(
+                "names in it have aliases, such as other letter cases, so that nothing in it can be hidden",
+            ));
+        }
+        Ok(root)
+    }
+
+    /// What the guest may do is not the same all over the share.
+    pub fn has_rules(&self) -> bool {
+        !self.hidden.is_empty() || !self.writable.is_empty()
+    }
+
+    /// There is nothing in the share that the guest may change.
+    pub fn never_changes(&self) -> bool {
+        self.read_only && self.writable.is_empty()
+    }
+
+    /// Whether the entries of a directory can be reached by other names than those it lists: other letter cases, or
+    /// short names of DOS. A rule about a name would not hold there.
+    pub fn has_aliases(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let magic = rustix::fs::fstatfs(dir)?.f_type;
+        if u32::try_from(magic).is_ok_and(|magic| GIVING_ALIASES.contains(&magic)) {
+            return Ok(true);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = self.admit(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?;
+        // What has no such flags has no such directories.
+        Ok(rustix::fs::ioctl_getflags(&fd).is_ok_and(|flags| flags.contains(FOLDS_CASE)))
     }
 
     /// Opens an entry of a directory without following or opening what it is.

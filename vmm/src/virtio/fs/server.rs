@@ -156,7 +156,7 @@ impl Server {
         if !self.mounted && opcode != Opcode::Init {
             return Err(Errno::IO);
         }
-        if opcode.effect() == Effect::Changes && self.files.root.read_only {
+        if opcode.effect() == Effect::Changes && self.files.root.never_changes() {
             return Err(Errno::ROFS);
         }
         // A WRITE's data goes to the file from where it is.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
-use crate::config::Share;
+use crate::config::{Rules, Share};
 use crate::virtio::Memory;
 use crate::virtio::fs::changes::Changes;
 use crate::virtio::fs::opcode::Opcode;
@@ -78,7 +78,8 @@ impl Client {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("share")).unwrap();
         let root = path_fd(&folder.path().join("share"));
-        let mut share = Share { tag: "test".to_owned(), root, read_only: false, only: None };
+        let mut share =
+            Share { tag: "test".to_owned(), root, read_only: false, only: None, rules: Rules::default() };
         change(&mut share);
         let mut client = Self::mount(share, folder);
         client.init().unwrap();
@@ -102,7 +103,8 @@ impl Client {
     /// The same folder, served anew and differently.
     pub fn again(self, change: impl FnOnce(&mut Share)) -> Self {
         let root = path_fd(&self.folder.path().join("share"));
-        let mut share = Share { tag: "test".to_owned(), root, read_only: false, only: None };
+        let mut share =
+            Share { tag: "test".to_owned(), root, read_only: false, only: None, rules: Rules::default() };
         change(&mut share);
         let mut client = Self::mount(share, self.folder);
         client.init().unwrap();

@@ -13,7 +13,7 @@ use virtio_queue::{Queue as Ring, QueueT as _};
 use vm_memory::{ByteValued, Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::client::{Bytes, path_fd};
-use crate::config::Share;
+use crate::config::{Rules, Share};
 use crate::virtio::fs::opcode::Opcode;
 use crate::virtio::fs::tokens::TABLE_BYTES;
 use crate::virtio::fs::wire::{EntryOut, ForgetIn, HostChange, InHeader, InitIn, MAJOR, OutHeader, Wire};
@@ -50,7 +50,14 @@ impl Driver {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = path_fd(folder.path());
-        let fs = Fs::new(Share { tag: "tag".to_owned(), root, read_only: false, only: None }).unwrap();
+        let fs = Fs::new(Share {
+            tag: "tag".to_owned(),
+            root,
+            read_only: false,
+            only: None,
+            rules: Rules::default(),
+        })
+        .unwrap();
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap());
         let mut driver = Self { folder, memory, fs, interrupts: channel().1 };
         driver.activate();
@@ -192,7 +199,16 @@ fn the_configuration_says_tag_and_queues() {
     assert_eq!((driver.fs.profile().id, driver.fs.profile().queue_sizes.len()), (26, 3));
     for tag in ["", &"t".repeat(TAG_MAX + 1)] {
         let root = path_fd(driver.folder.path());
-        assert!(Fs::new(Share { tag: tag.to_owned(), root, read_only: false, only: None }).is_err());
+        assert!(
+            Fs::new(Share {
+                tag: tag.to_owned(),
+                root,
+                read_only: false,
+                only: None,
+                rules: Rules::default()
+            })
+            .is_err()
+        );
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 use super::client::path_fd;
-use crate::config::Share;
+use crate::config::{Rules, Share};
 use crate::virtio::fs::server::Server;
 use crate::virtio::fs::worker::apply_no_umask;
 
@@ -45,7 +45,9 @@ impl Mount {
             return None;
         }
         let root = path_fd(&folder.path().join("share"));
-        let server = Server::new(Share { tag: "t".to_owned(), root, read_only, only: None }).unwrap();
+        let server =
+            Server::new(Share { tag: "t".to_owned(), root, read_only, only: None, rules: Rules::default() })
+                .unwrap();
         let server = std::thread::spawn(move || serve(&device.into(), server));
         Some(Self { folder, server: Some(server) })
     }

@@ -10,6 +10,8 @@ mod device;
 mod directories;
 mod entries;
 mod frames;
+mod hidden;
 mod kernel;
+mod partly;
 mod read_only;
 mod scale;

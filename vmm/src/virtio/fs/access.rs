@@ -1,0 +1,171 @@
+//! What of a share the guest may see and change.
+//! It owns every such decision: what is hidden, what is kept from changes, and that neither is got around by moving
+//! things. The rules are in `root`, what a pattern is in `patterns`. Without rules nothing here makes a system call.
+//!
+//! A rule is about a path, and a path is only as good as the locations in the table. Therefore, where there are
+//! rules, each operation finds the way from the root anew and compares each directory on it with what is there: what
+//! the host has moved is not reached by where it was.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::inode::{Identity, Node};
+use super::passthrough::{DEPTH_MAX, Passthrough, stale_if_gone};
+use super::root::stat_fd;
+use super::wire::Name;
+
+impl Passthrough {
+    /// The entry `name` of the directory `parent` exists for the guest. Each operation that takes a name asks.
+    pub(super) fn check_visible(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        match &self.root.only {
+            Some(only) if parent == Node::ROOT && only.as_c_str() != name.as_c_str() => Err(Errno::NOENT),
+            _ if self.hides(parent, name) => Err(Errno::NOENT),
+            _ => Ok(()),
+        }
+    }
+
+    /// Entries of the directory `parent` may be made, removed and renamed, and `name` among them.
+    /// A hidden name is refused with the same error whether or not the host has something there. The root of a share
+    /// of a single file is as it is.
+    pub(super) fn check_changeable(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        if parent == Node::ROOT && self.root.only.is_some() || self.hides(parent, name) {
+            return Err(Errno::ACCESS);
+        }
+        // Whoever could put another directory in its place would get around what is fixed in it.
+        if self.root.fixed.lead_through(self.table.way(parent, name)) {
+            return Err(Errno::ROFS);
+        }
+        self.check_writable(parent, name)
+    }
+
+    /// The content and the attributes of `node` are the guest's to change; those of the folder around a single file
+    /// are not.
+    pub(super) fn check_owned(&self, node: Node) -> Result<(), Errno> {
+        if node == Node::ROOT && self.root.only.is_some() {
+            return Err(Errno::ACCESS);
+        }
+        if !self.root.read_only {
+            return Ok(());
+        }
+        let (parent, name) = self.table.get(node)?.location().ok_or(Errno::ROFS)?;
+        self.check_writable(parent, name)
+    }
+
+    /// What is made is a regular file or a folder. Where only parts can be changed the host's programs trust the rest:
+    /// they must not be led out of the writable parts by a link, or held up by a FIFO.
+    pub(super) fn check_plain(&self, kind: FileType) -> Result<(), Errno> {
+        if self.root.read_only && kind != FileType::RegularFile { Err(Errno::PERM) } else { Ok(()) }
+    }
+
+    /// The directory `name` in `parent` may get another name. It may not where a pattern leads through it: what is
+    /// hidden in it would appear under the new path.
+    pub(super) fn check_movable(&self, parent: Node, dir: &OwnedFd, name: Name<'_>) -> Result<(), Errno> {
+        if self.root.hidden.is_empty() || !self.root.hidden.lead_through(self.table.way(parent, name)) {
+            return Ok(());
+        }
+        let entered = self.table.get(parent)?.identity.dev;
+        match Identity::of(&self.root.stat_entry(dir.as_fd(), entered, name)?).kind() {
+            FileType::Directory => Err(Errno::ACCESS),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where there are rules: what is known as `node`, by a handle too, is still where it may be reached.
+    pub(super) fn check_reached(&mut self, node: Node) -> Result<(), Errno> {
+        if self.root.has_rules() { self.checked_fd(node).map(drop) } else { Ok(()) }
+    }
+
+    /// As `fd`, with all on the way to it looked at.
+    pub(super) fn checked_fd(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        if self.table.get(node)?.kind() == FileType::Directory {
+            return self.checked_dir(node);
+        }
+        let held = self.handles.any(node).map(|handle| Arc::clone(&handle.fd));
+        match (self.found_again(node), held) {
+            // It is open and has no name left: there is none that could be hidden.
+            (Err(Errno::STALE), Some(held)) if stat_fd(&held)?.stx_nlink == 0 => Ok(held),
+            (found, _) => found.map(Arc::new),
+        }
+    }
+
+    fn found_again(&mut self, node: Node) -> Result<OwnedFd, Errno> {
+        let (parent, name) = self.table.get(node)?.location().ok_or(Errno::STALE)?;
+        self.check_visible(parent, name).map_err(stale_if_gone)?;
+        let dir = self.checked_dir(parent)?;
+        self.open_in(&dir, node)
+    }
+
+    /// As `dir`, with all on the way to it looked at.
+    pub(super) fn checked_dir(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        let mut way = Vec::new();
+        let mut at = node;
+        while at != Node::ROOT {
+            let inode = self.table.get(at)?;
+            if inode.kind() != FileType::Directory {
+                return Err(Errno::NOTDIR);
+            }
+            let (parent, name) = inode.location().ok_or(Errno::STALE)?;
+            if way.len() == DEPTH_MAX || self.hides(parent, name) {
+                return Err(Errno::STALE);
+            }
+            way.push(at);
+            at = parent;
+        }
+        let mut fd = Arc::clone(&self.root.dir);
+        while let Some(node) = way.pop() {
+            fd = match self.dirs.get(node) {
+                Some(known) => self.check_there(&fd, node).map(|()| known)?,
+                None => self.open_exact(&fd, node)?,
+            };
+        }
+        Ok(fd)
+    }
+
+    /// `node` is where it was last seen, which is in the directory `dir`.
+    fn check_there(&self, dir: &OwnedFd, node: Node) -> Result<(), Errno> {
+        let inode = self.table.get(node)?;
+        let (parent, name) = inode.location().ok_or(Errno::STALE)?;
+        let entered = self.table.get(parent)?.identity.dev;
+        let stat = self.root.stat_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
+        inode.check(&stat)
+    }
+
+    /// Opens and keeps the directory `node`, which is in `dir`, if the names in it are all there are.
+    fn open_exact(&mut self, dir: &OwnedFd, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        let fd = self.open_in(dir, node)?;
+        if self.root.has_aliases(fd.as_fd())? {
+            return Err(Errno::ACCESS);
+        }
+        let fd = Arc::new(fd);
+        self.dirs.insert(node, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    /// The entry itself is hidden. That nothing on the way to it is, `checked_dir` sees to.
+    fn hides(&self, parent: Node, name: Name<'_>) -> bool {
+        !self.root.hidden.is_empty() && self.root.hidden.matches(self.table.way(parent, name))
+    }
+
+    /// The closest rule decides, from the entry up.
+    fn check_writable(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        if !self.root.read_only {
+            return Ok(());
+        }
+        let mut way = self.table.way(parent, name);
+        for _ in 0..DEPTH_MAX {
+            if self.root.fixed.matches(way.clone()) {
+                break;
+            }
+            if self.root.writable.matches(way.clone()) {
+                return Ok(());
+            }
+            if way.next().is_none() {
+                break;
+            }
+        }
+        Err(Errno::ROFS)
+    }
+}
