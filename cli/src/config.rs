@@ -9,6 +9,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use vmm::config::{CPUS_MAX, DEVICES_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
+use vmm::virtio::fs::Patterns;
+
 use crate::agents::{self, Agent};
 use crate::cmd::run;
 use crate::parts::DISK_MIB_MIN;
@@ -53,6 +55,9 @@ pub struct SandboxConfig {
     pub idle_timeout_s: u64,
     /// The first is where commands start.
     pub workspaces: Vec<Workspace>,
+    /// Patterns in the text form: what is hidden in the folders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hide: Vec<String>,
     /// KEY=VALUE in the text form, for every command.
     pub env: Vec<String>,
 }
@@ -74,12 +79,18 @@ impl SandboxConfig {
         let paths = config.workspaces.iter().all(|workspace| workspace.path.is_absolute());
         let whole = id
             && paths
+            && Patterns::new(&config.hide()).is_ok()
             && (1..=WORKSPACES_MAX).contains(&config.workspaces.len())
             && (1..=CPUS_MAX).contains(&config.cpus)
             && (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&config.memory_mib)
             && (DISK_MIB_MIN..=DISK_MIB_MAX).contains(&config.disk_mib);
         ensure!(whole, "config.json holds values that no sandbox has");
         Ok(config)
+    }
+
+    /// What is hidden, as bytes.
+    pub fn hide(&self) -> Vec<Vec<u8>> {
+        self.hide.iter().map(|pattern| decode(pattern).into_encoded_bytes()).collect()
     }
 
     /// The variables for every command, as bytes.
@@ -99,6 +110,8 @@ pub struct Request {
     pub idle_timeout_s: Option<u64>,
     /// Empty when a name says which sandbox, and no folder was typed.
     pub workspaces: Vec<Workspace>,
+    /// In the order of their bytes, none twice. Empty is `None`.
+    pub hide: Vec<OsString>,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
     pub ephemeral: bool,
@@ -123,6 +136,7 @@ impl Request {
             (true, None) => this_folder()?,
             _ => workspace::resolve(&paths, WORKSPACES_MAX, &places::private()?)?,
         };
+        let hide = check_hide(raws(&args.hide), &workspaces)?;
         let cpus = cpus.map(|cpus| u8::try_from(cpus).expect("at most CPUS_MAX"));
         let ephemeral = args.rm;
         Ok(Self {
@@ -133,6 +147,7 @@ impl Request {
             disk_mib,
             idle_timeout_s,
             workspaces,
+            hide,
             env,
             workdir,
             ephemeral,
@@ -160,6 +175,7 @@ impl Request {
             disk_mib: self.disk_mib(),
             idle_timeout_s: self.idle_timeout_s.unwrap_or(IDLE_DEFAULT_S),
             workspaces: self.workspaces.clone(),
+            hide: self.hide.iter().map(|pattern| encode(pattern)).collect(),
             env: self.env.iter().map(|variable| encode(variable)).collect(),
         }
     }
@@ -187,6 +203,12 @@ impl Request {
         differs("--disk", self.disk_mib.map(units::show_mib), units::show_mib(config.disk_mib))?;
         let idle = self.idle_timeout_s.map(|it| it.to_string());
         differs("--idle-timeout", idle, config.idle_timeout_s.to_string())?;
+        let hide: Vec<String> = self.hide.iter().map(|pattern| encode(pattern)).collect();
+        ensure!(
+            hide.is_empty() || hide == config.hide,
+            "sandbox {name} has other patterns of --hide{}; {remedy}",
+            config.hide.iter().map(|it| format!(" {}", quoted(decode(it)))).collect::<String>()
+        );
         for workspace in &self.workspaces {
             ensure!(
                 config.workspaces.contains(workspace),
@@ -276,6 +298,20 @@ fn check_disk(text: &OsStr) -> Result<u64> {
         units::show_mib(DISK_MIB_MAX)
     );
     Ok(mib)
+}
+
+/// The patterns of what is hidden. They must not contradict the folders that are shown.
+fn check_hide<'a>(typed: impl Iterator<Item = &'a OsStr>, workspaces: &[Workspace]) -> Result<Vec<OsString>> {
+    let mut hide: Vec<OsString> = typed.map(OsStr::to_owned).collect();
+    for pattern in &hide {
+        Patterns::new(&[pattern.as_bytes()])
+            .map_err(|error| anyhow!("--hide {} {error}", quoted(pattern)))?;
+    }
+    hide.sort();
+    hide.dedup();
+    let bytes: Vec<&[u8]> = hide.iter().map(|pattern| pattern.as_bytes()).collect();
+    workspace::check_shown(workspaces, &Patterns::new(&bytes).context("--hide")?)?;
+    Ok(hide)
 }
 
 pub fn check_workdir(typed: &Raw) -> Result<OsString> {

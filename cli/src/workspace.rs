@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::{Deserialize, Serialize};
+use vmm::virtio::fs::Patterns;
 
 use crate::text::{self, quoted};
 
@@ -158,6 +159,25 @@ fn check_pair(one: &Workspace, other: &Workspace) -> Result<()> {
         quoted(&inner.path),
         quoted(&outer.path)
     );
+    Ok(())
+}
+
+/// What is hidden in one workspace must not be shown by another that is inside of it.
+pub fn check_shown(workspaces: &[Workspace], hide: &Patterns) -> Result<()> {
+    for outer in workspaces {
+        for inner in workspaces.iter().filter(|inner| inner.path != outer.path) {
+            let Ok(path) = inner.path.strip_prefix(&outer.path) else { continue };
+            let names: Vec<&[u8]> = path.iter().map(OsStr::as_bytes).collect();
+            let way = |length: usize| names[..length].iter().rev().copied();
+            let hidden = (1..=names.len()).any(|length| hide.matches(way(length)));
+            ensure!(
+                !hidden && !hide.lead_through(way(names.len())),
+                "workspace {} shows what --hide hides in {}; leave out one of the two",
+                quoted(&inner.path),
+                quoted(&outer.path)
+            );
+        }
+    }
     Ok(())
 }
 

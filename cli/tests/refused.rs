@@ -156,6 +156,20 @@ const WORKSPACES: [Case; 21] = [
     (&[".", "sub:ro"], "cannot be read-only: it is inside"),
 ];
 
+const HIDE: [Case; 11] = [
+    (&["--hide", ""], r#"--hide "" is empty; name a file or a folder"#),
+    (&["--hide", "/"], "matches everything"),
+    (&["--hide", "*"], "matches everything"),
+    (&["--hide", "/*"], "matches everything"),
+    (&["--hide", "."], "has an empty part, . or .. in it"),
+    (&["--hide", "a/../b"], "has an empty part, . or .. in it"),
+    (&["--hide", "a//b"], "has an empty part, . or .. in it"),
+    (&["--hide", "a/**/b"], "has ** in it, which is not known"),
+    (&["--hide", ".env", "--hide", "\x1b[2J/."], r#"--hide "\u{1b}[2J/.""#),
+    (&["--hide"], "--hide needs a value: --hide PATTERN"),
+    (&["--hid", "x"], "did you mean --hide?"),
+];
+
 const EXEC: [Case; 12] = [
     (&["exec", "missing", "x"], r#"no sandbox "missing""#),
     (&["exec", "..", "x"], r#"no sandbox "..""#),
@@ -204,6 +218,8 @@ fn bad_command_lines() {
     cases.extend(MEMORY.map(|value| (flagged("--memory", value), "--memory: ")));
     cases.extend(DISK.map(|value| (flagged("--disk", value), "--disk: ")));
     cases.extend(IDLE.map(|value| (flagged("--idle-timeout", value), "is not a time; write it like 30")));
+    cases.extend(HIDE[..9].iter().map(|(args, part)| ([&["run"], *args, &["shell"]].concat(), *part)));
+    cases.extend(HIDE[9..].iter().map(|(args, part)| ([&["run"], *args].concat(), *part)));
     cases.extend(ENV.iter().map(|(args, part)| ([&["run"], *args, &["shell"]].concat(), *part)));
     cases.extend(WORKSPACES.iter().map(|(paths, part)| ([&["run", "shell"], *paths].concat(), *part)));
     assert!(cases.len() >= 100);
@@ -370,7 +386,8 @@ fn damaged_installations() {
 fn what_an_existing_sandbox_is_not() {
     let home = home();
     let before = home.snapshot();
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
+        (&["--hide", ".env"], "sandbox box has other patterns of --hide; leave it out"),
         (
             &["--cpus", "2"],
             "sandbox box has --cpus 1, not 2; leave it out, remove the sandbox with coracle rm box, or give",
@@ -388,6 +405,23 @@ fn what_an_existing_sandbox_is_not() {
         check(&home.run([&["run"], flags, paths].concat()), &format!("{flags:?}"), part);
     }
     check(&home.run(["run", "shell", ".", "../docs:ro"]), "another folder", "sandbox box does not see");
+    assert_eq!(home.snapshot(), before);
+}
+
+#[test]
+fn hidden_things_that_are_shown_all_the_same() {
+    let home = home();
+    let before = home.snapshot();
+    for (pattern, part) in [
+        ("sub", "shows what --hide hides in"),
+        ("/sub/*.pem", "shows what --hide hides in"),
+        (&*"x".repeat(5000), "is 5000 bytes long; at most 4096"),
+    ] {
+        check(&home.run(["run", "--hide", pattern, "shell", ".", "sub"]), pattern, part);
+    }
+    let many = (0..65).flat_map(|number| ["--hide".to_owned(), number.to_string()]);
+    let args = ["run".to_owned()].into_iter().chain(many).chain(["shell".to_owned()]);
+    check(&home.run(args), "many", "--hide: 65 patterns are too many; at most 64 are allowed");
     assert_eq!(home.snapshot(), before);
 }
 

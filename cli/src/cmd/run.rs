@@ -41,8 +41,10 @@ coracle run -d --name box --cpus 2 -m 4g shell start it, to use with coracle exe
 It stays, with all that was installed in it, until coracle rm; it stops by itself when it has been unused for a while.
 Arguments after -- replace the agent's command, or are added to it when the first begins with a dash.
 Input and output are a terminal when this command's are, else three separate streams.",
-    note = "CPUs, memory, disk, idle timeout and folders are fixed when the sandbox is created; to change them, remove it or
-give another --name. Variables of -e and --env-file are kept with a new sandbox, and are for this session alone in
+    note = "What --hide matches does not exist for the sandbox, nor does anything in it, and nothing can be created in its place.
+A folder that holds only hidden things looks empty and cannot be removed.",
+    note = "CPUs, memory, disk, idle timeout, folders and what is hidden are fixed when the sandbox is created; to change them,
+remove it or give another --name. Variables of -e and --env-file are kept with a new sandbox, and are for this session alone in
 one that exists. A path that itself ends in :ro is written with a slash behind it."
 )]
 pub struct Args {
@@ -68,6 +70,10 @@ pub struct Args {
     /// folder of the sandbox to start in; the default is the first workspace
     #[argh(option, short = 'w', arg_name = "DIR")]
     pub workdir: Option<Raw>,
+    /// hide PATTERN from the sandbox, in all folders: a name at any depth, such as .env, or a path from the folder,
+    /// such as secrets/*.pem; * and ? stand for parts of a name. Can be repeated
+    #[argh(option, arg_name = "PATTERN")]
+    pub hide: Vec<Raw>,
     /// start the sandbox, print its id, and do not attach
     #[argh(switch, short = 'd')]
     pub detach: bool,

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use argh::{ArgsInfo, FromArgs};
 use protocol::{BootConfig, Hello, Message, Mount, Request, Role};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use vmm::config::{Disk, Share, Vsock};
+use vmm::config::{Disk, Rules, Share, Vsock};
 use vmm::{Config, Exit, Vm, layout};
 
 use crate::config::SandboxConfig;
@@ -137,7 +137,7 @@ fn machine(
             Disk { file: open_part(&template.image)?, read_only: true },
             Disk { file: disk.into(), read_only: false },
         ],
-        shares: config.workspaces.iter().enumerate().map(share).collect::<Result<_>>()?,
+        shares: shares(config)?,
         vsock: Vsock {
             listeners: vec![(protocol::PORT, listener)],
             idle_timeout: idle,
@@ -156,7 +156,12 @@ fn tag(index: usize) -> String {
     format!("w{index}")
 }
 
-fn share((index, workspace): (usize, &Workspace)) -> Result<Share> {
+fn shares(config: &SandboxConfig) -> Result<Vec<Share>> {
+    let numbered = config.workspaces.iter().enumerate();
+    numbered.map(|(index, workspace)| share(index, workspace, config.hide())).collect()
+}
+
+fn share(index: usize, workspace: &Workspace, hide: Vec<Vec<u8>>) -> Result<Share> {
     let missing = || format!("workspace {} is no longer what it was; put it back", plain(&workspace.path));
     let (folder, only) = match (workspace.file, workspace.path.parent(), workspace.path.file_name()) {
         (true, Some(parent), Some(name)) => (parent, Some(name.as_bytes().to_vec())),
@@ -167,7 +172,10 @@ fn share((index, workspace): (usize, &Workspace)) -> Result<Share> {
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let root: OwnedFd =
         openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve).with_context(missing)?;
-    Ok(Share { tag: tag(index), root, read_only: workspace.read_only, only })
+    // Who names a file wants it shown.
+    let hidden = if workspace.file { Vec::new() } else { hide };
+    let rules = Rules { hidden, ..Rules::default() };
+    Ok(Share { tag: tag(index), root, read_only: workspace.read_only, only, rules })
 }
 
 fn boot_config(sandbox: &Sandbox, config: &SandboxConfig) -> BootConfig {

@@ -22,6 +22,7 @@ fn config(id: &str) -> SandboxConfig {
         memory_mib: 512,
         disk_mib: 1024,
         idle_timeout_s: 30,
+        hide: Vec::new(),
         workspaces: vec![Workspace { path: "/w".into(), read_only: false, file: false }],
         env: vec!["A=\u{10ffff}".into()],
     }
