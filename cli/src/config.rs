@@ -17,7 +17,7 @@ use crate::parts::DISK_MIB_MIN;
 use crate::text::{Raw, decode, encode, plain, quoted};
 use crate::units;
 use crate::workspace::{self, Workspace};
-use crate::{env, places};
+use crate::{env, git, places};
 
 /// Of config.json; raised when an older Coracle could not read it.
 pub const FORMAT: u32 = 1;
@@ -77,7 +77,12 @@ impl SandboxConfig {
         let config: Self = serde_json::from_slice(json).context("config.json is damaged")?;
         let id = config.id.len() == 12 && config.id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let paths = config.workspaces.iter().all(|workspace| workspace.path.is_absolute());
+        let repositories = config
+            .workspaces
+            .iter()
+            .all(|it| it.worktrees.is_empty() || it.read_only && it.worktrees.len() <= git::WORKTREES_MAX);
         let whole = id
+            && repositories
             && paths
             && Patterns::new(&config.hide()).is_ok()
             && (1..=WORKSPACES_MAX).contains(&config.workspaces.len())
@@ -154,12 +159,18 @@ impl Request {
         })
     }
 
-    /// Fills in what only a sandbox that does not exist yet needs.
-    pub fn complete(&mut self) -> Result<()> {
+    /// Fills in what only a sandbox that does not exist yet needs. Returns what the user should know about it, in lines.
+    pub fn complete(&mut self) -> Result<Vec<String>> {
         if self.workspaces.is_empty() {
             self.workspaces = this_folder()?;
         }
-        Ok(())
+        let notes = git::add_repositories(&mut self.workspaces, &places::private()?)?;
+        ensure!(
+            self.workspaces.len() <= WORKSPACES_MAX,
+            "{} workspaces, with the repositories of worktrees, are too many; at most {WORKSPACES_MAX} can be shown",
+            self.workspaces.len()
+        );
+        Ok(notes)
     }
 
     /// The sandbox to create for it.
@@ -365,7 +376,8 @@ mod tests {
     use std::path::PathBuf;
 
     fn named(agent: &str, path: &str, number: u32) -> String {
-        let workspace = Workspace { path: PathBuf::from(path), read_only: false, file: false };
+        let workspace =
+            Workspace { path: PathBuf::from(path), read_only: false, file: false, worktrees: Vec::new() };
         let name = default_name(agent, &workspace, number);
         assert!(is_name(&name), "{name}");
         name

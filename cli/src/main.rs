@@ -8,6 +8,7 @@ mod agents;
 mod cmd;
 mod config;
 mod env;
+mod git;
 mod units;
 mod workspace;
 

@@ -49,6 +49,10 @@ pub struct Workspace {
     pub read_only: bool,
     /// It is a single file.
     pub file: bool,
+    /// It is a Git repository without its files, read-only but for what these linked worktrees of it need (in the text
+    /// form).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub worktrees: Vec<String>,
 }
 
 impl Workspace {
@@ -95,7 +99,7 @@ fn resolve_one(typed: &OsStr, primary: bool, private: &[PathBuf]) -> Result<Work
     let access = if kind.is_dir() { Access::READ_OK | Access::EXEC_OK } else { Access::READ_OK };
     accessat(CWD, &path, access, AtFlags::empty())
         .map_err(|_| anyhow::anyhow!("you may not read it; change its permissions or take another"))?;
-    Ok(Workspace { path, read_only, file: kind.is_file() })
+    Ok(Workspace { path, read_only, file: kind.is_file(), worktrees: Vec::new() })
 }
 
 /// `PATH:ro` and `PATH:rw`; a path that itself ends so is written with a slash behind it.
@@ -122,7 +126,8 @@ fn explain(error: &std::io::Error, path: &OsStr) -> anyhow::Error {
     anyhow::anyhow!(why)
 }
 
-fn check_place(path: &Path, private: &[PathBuf]) -> Result<()> {
+/// What belongs to the system or to Coracle is not for a sandbox.
+pub fn check_place(path: &Path, private: &[PathBuf]) -> Result<()> {
     let closed = CLOSED.iter().any(|closed| path == Path::new(closed))
         || CLOSED_TREES.iter().any(|closed| path.starts_with(closed));
     ensure!(

@@ -240,7 +240,9 @@ impl Run {
 
     /// A new sandbox; `None` when another command has taken the name meanwhile.
     fn create(&mut self, store: &Store, name: &str) -> Result<Option<Chosen>> {
-        self.request.complete()?;
+        for note in self.request.complete()? {
+            output::note(&format!("coracle: {note}\n"));
+        }
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let config = self.request.config(new_id()?, self.parts.template.sha256.clone(), now_s);
         self.command(&config)?;

@@ -18,12 +18,12 @@ use vmm::config::{Disk, Rules, Share, Vsock};
 use vmm::{Config, Exit, Vm, layout};
 
 use crate::config::SandboxConfig;
-use crate::parts;
 use crate::report::Report;
 use crate::store::{Sandbox, file, is_trash};
 use crate::sys;
 use crate::text::{Raw, plain, quoted};
 use crate::workspace::Workspace;
+use crate::{git, parts};
 
 /// Not for the VMM: it ends when it is told to by SIGTERM, whatever becomes of the terminal it was started from, and a
 /// file size limit is the guest's problem, as EFBIG.
@@ -172,9 +172,12 @@ fn share(index: usize, workspace: &Workspace, hide: Vec<Vec<u8>>) -> Result<Shar
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let root: OwnedFd =
         openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve).with_context(missing)?;
-    // Who names a file wants it shown.
-    let hidden = if workspace.file { Vec::new() } else { hide };
-    let rules = Rules { hidden, ..Rules::default() };
+    let rules = match workspace {
+        // Who names a file wants it shown.
+        Workspace { file: true, .. } => Rules::default(),
+        Workspace { worktrees, .. } if !worktrees.is_empty() => git::rules(worktrees),
+        _ => Rules { hidden: hide, ..Rules::default() },
+    };
     Ok(Share { tag: tag(index), root, read_only: workspace.read_only, only, rules })
 }
 
@@ -182,7 +185,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig) -> BootConfig {
     let mount = |(index, workspace): (usize, &Workspace)| Mount {
         tag: tag(index),
         path: workspace.path.as_os_str().as_bytes().to_vec(),
-        read_only: workspace.read_only,
+        read_only: workspace.read_only && workspace.worktrees.is_empty(),
         file: workspace.path.file_name().filter(|_| workspace.file).map(|name| name.as_bytes().to_vec()),
     };
     let mut mounts: Vec<Mount> = config.workspaces.iter().enumerate().map(mount).collect();

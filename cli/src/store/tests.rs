@@ -23,7 +23,12 @@ fn config(id: &str) -> SandboxConfig {
         disk_mib: 1024,
         idle_timeout_s: 30,
         hide: Vec::new(),
-        workspaces: vec![Workspace { path: "/w".into(), read_only: false, file: false }],
+        workspaces: vec![Workspace {
+            path: "/w".into(),
+            read_only: false,
+            file: false,
+            worktrees: Vec::new(),
+        }],
         env: vec!["A=\u{10ffff}".into()],
     }
 }

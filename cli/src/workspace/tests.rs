@@ -58,7 +58,8 @@ fn good_ones_are_canonical() {
         ("docs:rw", "docs"),
     ] {
         let workspaces = fixture.resolve(&[typed]).unwrap();
-        let expected = Workspace { path: fixture.path(path), read_only: false, file: false };
+        let expected =
+            Workspace { path: fixture.path(path), read_only: false, file: false, worktrees: Vec::new() };
         assert_eq!(workspaces, [expected], "{typed:?}");
     }
     let raw = fixture.0.path().join(OsStr::from_bytes(b"\xff\xfe"));
