@@ -89,10 +89,9 @@ impl MutEventSubscriber for Sources {
             Events::with_data(&self.goodbye_timer, GOODBYE_TIMER, EventSet::IN),
         ];
         let devices = self.machine.devices();
-        let wakes = devices.wake_fds().map(|(slot, wake)| {
+        let wakes = devices.wake_fds().map(|(slot, fd)| {
             let token = FIRST_SLOT + u32::try_from(slot).expect("few slots");
-            let set = if wake.once { EventSet::IN | EventSet::EDGE_TRIGGERED } else { EventSet::IN };
-            Events::with_data_raw(wake.fd.as_raw_fd(), token, set)
+            Events::with_data_raw(fd.as_raw_fd(), token, EventSet::IN)
         });
         for events in own.into_iter().chain(wakes) {
             ops.add(events).expect("all descriptors are open and different");

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -15,9 +16,9 @@ use crate::console::Console;
 use crate::ioapic::IoApic;
 use crate::layout;
 use crate::marks::{self, Mark};
+use crate::virtio::Device;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::vsock::Vsock;
-use crate::virtio::{Device, Wake};
 
 /// Why a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,10 +200,10 @@ impl Devices {
     }
 
     /// The descriptors that wake the event loop, by slot.
-    pub fn wake_fds(&self) -> impl Iterator<Item = (usize, Wake<'_>)> {
+    pub fn wake_fds(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let vsock = std::iter::once(self.vsock.device.wake_fd());
         let others = self.others.iter().map(|slot| slot.device.wake_fd());
-        vsock.chain(others).enumerate().filter_map(|(slot, wake)| Some((slot, wake?)))
+        vsock.chain(others).enumerate().filter_map(|(slot, fd)| Some((slot, fd?)))
     }
 
     /// The device in `slot` has something to do.

@@ -226,8 +226,8 @@ impl<D: Device> Driver<D> {
 
     /// The event loop's turn.
     fn ready(&mut self) {
-        let readable = self.mmio.device.wake_fd().is_some_and(|wake| {
-            let mut fds = [PollFd::from_borrowed_fd(wake.fd, PollFlags::IN)];
+        let readable = self.mmio.device.wake_fd().is_some_and(|fd| {
+            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
         });
         if readable {

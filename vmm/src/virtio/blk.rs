@@ -9,11 +9,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use self::worker::{Range, Work, Worker};
-use super::{BrokenQueue, Device, Memory, Profile, Queue, Reader, Wake, Writer};
+use super::{BrokenQueue, Device, Memory, Profile, Queue, Reader, Writer};
 use crate::config;
 
 mod worker;
@@ -142,8 +142,8 @@ impl Device for Blk {
         self.serve().inspect_err(|_| self.reset())
     }
 
-    fn wake_fd(&self) -> Option<Wake<'_>> {
-        Some(Wake { fd: self.worker.wake_fd(), once: false })
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.worker.wake_fd())
     }
 
     fn ready(&mut self) -> Result<(), BrokenQueue> {

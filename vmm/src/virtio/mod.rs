@@ -40,14 +40,6 @@ pub struct Profile {
     pub queue_sizes: &'static [u16],
 }
 
-/// A descriptor of a device: when it is readable, `ready` is called.
-#[derive(Clone, Copy, Debug)]
-pub struct Wake<'a> {
-    pub fd: BorrowedFd<'a>,
-    /// Only when more has come to be read, not for as long as there is something.
-    pub once: bool,
-}
-
 /// A virtio device. All calls come with the machine's device lock held, so none may block.
 pub trait Device: Send {
     fn profile(&self) -> Profile;
@@ -66,8 +58,8 @@ pub trait Device: Send {
     /// When the guest broke the queue; the device is then not called again until it is reset.
     fn kick(&mut self, index: usize) -> Result<(), BrokenQueue>;
 
-    /// What the event loop watches for the device.
-    fn wake_fd(&self) -> Option<Wake<'_>> {
+    /// A descriptor which the event loop watches for the device: readable means `ready` is called.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

@@ -69,7 +69,7 @@ impl Guest {
 
     fn is_awake(&self, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).unwrap();
-        let mut polled = [PollFd::from_borrowed_fd(self.blk.wake_fd().unwrap().fd, PollFlags::IN)];
+        let mut polled = [PollFd::from_borrowed_fd(self.blk.wake_fd().unwrap(), PollFlags::IN)];
         poll(&mut polled, Some(&timeout)).unwrap() == 1
     }
 

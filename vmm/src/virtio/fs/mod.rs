@@ -5,14 +5,14 @@
 //! Source: virtio 1.2, 5.11 "File System Device".
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use self::patterns::{BadPattern, Patterns};
 use self::root::Root;
 pub use self::server::Server;
 use self::worker::{Stuck, Worker};
-use super::{BrokenQueue, Device, Memory, Profile, Queue, Wake};
+use super::{BrokenQueue, Device, Memory, Profile, Queue};
 use crate::config::Share;
 
 mod access;
@@ -107,15 +107,6 @@ impl Device for Fs {
 
     fn kick(&mut self, _index: usize) -> Result<(), BrokenQueue> {
         self.worker.as_ref().ok_or(BrokenQueue("file system has no worker"))?.wake()
-    }
-
-    fn wake_fd(&self) -> Option<Wake<'_>> {
-        // Reading what it reports is the worker's.
-        self.inotify.as_ref().map(|inotify| Wake { fd: inotify.as_fd(), once: true })
-    }
-
-    fn ready(&mut self) -> Result<(), BrokenQueue> {
-        self.worker.as_ref().map_or(Ok(()), Worker::wake)
     }
 
     fn reset(&mut self) {

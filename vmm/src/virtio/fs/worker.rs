@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::Mode;
 use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -34,6 +35,10 @@ struct Shared {
     /// The queues, until the worker is stopped. Held while a queue is touched, never while a request is served.
     queues: Mutex<Option<Vec<Queue>>>,
     broken: AtomicBool,
+    /// Readable when the worker has something to do.
+    wake: OwnedFd,
+    /// Readable when the host has changed something.
+    inotify: Option<Arc<OwnedFd>>,
 }
 
 /// Why a worker ends.
@@ -57,6 +62,21 @@ impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut [Queue]) -> Result<T, BrokenQueue>) -> Result<T, End> {
         Ok(act(self.lock().as_mut().ok_or(End::Stopped)?)?)
     }
+
+    /// Waits for a kick, the end, or a change of the host's.
+    fn sleep(&self) {
+        let wake = PollFd::new(&self.wake, PollFlags::IN);
+        let inotify = self.inotify.as_ref().map(|inotify| PollFd::new(inotify, PollFlags::IN));
+        let mut fds: Vec<_> = std::iter::once(wake).chain(inotify).collect();
+        // A signal is as good a reason to look as any.
+        let _ = poll(&mut fds, None);
+        let _ = rustix::io::read(&self.wake, &mut [0; size_of::<u64>()]);
+    }
+
+    fn wake(&self) {
+        // It is a counter, and full only when nobody has read it for ages.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
 }
 
 #[derive(Debug)]
@@ -78,20 +98,25 @@ impl Worker {
         inotify: Option<Arc<OwnedFd>>,
     ) -> io::Result<Self> {
         let (until_end, ended) = channel();
-        let shared = Arc::new(Shared { queues: Mutex::new(Some(queues)), broken: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            queues: Mutex::new(Some(queues)),
+            broken: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            inotify,
+        });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || run(&memory, &own, server, inotify, until_end))?;
+            .spawn(move || run(&memory, &own, server, until_end))?;
         Ok(Self { shared, thread, ended })
     }
 
-    /// There is something to do. Costs a system call only if the worker sleeps.
+    /// There is something to do.
     pub fn wake(&self) -> Result<(), BrokenQueue> {
         if self.shared.broken.load(Ordering::Acquire) {
             return Err(BrokenQueue("a file system request broke the rules"));
         }
-        self.thread.thread().unpark();
+        self.shared.wake();
         Ok(())
     }
 
@@ -100,7 +125,7 @@ impl Worker {
     /// fill the buffers the guest gave it.
     pub fn stop(self) -> Option<Stuck> {
         *self.shared.lock() = None;
-        self.thread.thread().unpark();
+        self.shared.wake();
         match self.ended.recv_timeout(STOP_WAIT) {
             Err(RecvTimeoutError::Timeout) => Some(Stuck(self.thread)),
             Err(RecvTimeoutError::Disconnected) => {
@@ -123,16 +148,9 @@ impl Stuck {
 }
 
 /// The sender is dropped with the thread.
-fn run(
-    memory: &Memory,
-    shared: &Shared,
-    mut server: Server,
-    inotify: Option<Arc<OwnedFd>>,
-    _until_end: Sender<Infallible>,
-) {
+fn run(memory: &Memory, shared: &Shared, mut server: Server, _until_end: Sender<Infallible>) {
     apply_no_umask();
-    let served =
-        announce(memory, shared, &mut server, inotify).and_then(|()| serve(memory, shared, &mut server));
+    let served = announce(memory, shared, &mut server).and_then(|()| serve(memory, shared, &mut server));
     match served {
         Ok(never) => match never {},
         Err(End::Stopped) => (),
@@ -141,20 +159,15 @@ fn run(
 }
 
 /// Takes the table of tokens, which is the first buffer of the queue of changes, if the driver has that queue.
-fn announce(
-    memory: &Memory,
-    shared: &Shared,
-    server: &mut Server,
-    inotify: Option<Arc<OwnedFd>>,
-) -> Result<(), End> {
+fn announce(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<(), End> {
     let table = shared.with(|queues| {
         let queue = queues.get_mut(CHANGES_QUEUE).filter(|queue| queue.is_set_up());
         let chain = queue.map(|queue| queue.pop(memory)).transpose()?.flatten();
         Ok(chain.and_then(|chain| chain.only_buffer(TABLE_BYTES)))
     })?;
     let aligned = table.filter(|table| table.0.is_multiple_of(size_of::<u64>() as u64));
-    if let (Some(table), Some(inotify)) = (aligned, inotify) {
-        server.announce(Changes::new(inotify, Arc::clone(memory), table));
+    if let (Some(table), Some(inotify)) = (aligned, &shared.inotify) {
+        server.announce(Changes::new(Arc::clone(inotify), Arc::clone(memory), table));
     }
     Ok(())
 }
@@ -195,7 +208,7 @@ fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infall
             in_use(queues).try_fold(false, |more, queue| Ok(queue.unmute_kicks(memory)? || more))
         })?;
         if !more {
-            thread::park();
+            shared.sleep();
         }
     }
 }

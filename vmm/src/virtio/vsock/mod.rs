@@ -4,7 +4,7 @@
 //! Source: virtio 1.2, 5.10 "Socket Device".
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use self::listeners::Listeners;
 use self::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Packet, Ports};
 use self::streams::{CONNECTIONS_MAX, Streams};
 use self::timer::Timer;
-use super::{BrokenQueue, Device, Memory, Profile, Queue, Wake};
+use super::{BrokenQueue, Device, Memory, Profile, Queue};
 use crate::config;
 use crate::marks::now_ns;
 
@@ -214,8 +214,8 @@ impl Device for Vsock {
         self.progress().inspect_err(|_| self.reset())
     }
 
-    fn wake_fd(&self) -> Option<Wake<'_>> {
-        Some(Wake { fd: self.epoll.as_fd(), once: false })
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
     }
 
     fn ready(&mut self) -> Result<(), BrokenQueue> {

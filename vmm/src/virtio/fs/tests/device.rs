@@ -302,8 +302,6 @@ fn a_driver_that_wants_to_know_is_told_what_the_host_changes() {
     let entry = GuestAddress(TABLE + missing.entry_valid % 4096 * 8);
     assert_eq!((missing.node, driver.memory.read_obj::<u64>(entry).unwrap()), (0, missing.entry_valid));
     File::create(driver.folder.path().join("f")).unwrap();
-    // As the event loop does when it sees the descriptor readable.
-    driver.fs.ready().unwrap();
     driver.wait("the change is told", |driver| driver.used(2) == 1);
     assert_ne!(driver.memory.read_obj::<u64>(entry).unwrap(), missing.entry_valid);
     let mut told = [0; HostChange::SIZE + 1];
@@ -338,7 +336,6 @@ fn a_table_that_is_none_is_not_used_and_a_room_too_small_ends_the_device() {
     driver.fs.reset();
     driver.activate_with_changes(TABLE, TABLE_BYTES, 8);
     File::create(driver.folder.path().join("f")).unwrap();
-    let _any = driver.fs.ready();
     driver.wait("the device gives up", |driver| driver.fs.kick(1).is_err());
 }
 
