@@ -174,9 +174,9 @@ pub fn check_shown(workspaces: &[Workspace], hide: &Patterns) -> Result<()> {
             let Ok(path) = inner.path.strip_prefix(&outer.path) else { continue };
             let names: Vec<&[u8]> = path.iter().map(OsStr::as_bytes).collect();
             let way = |length: usize| names[..length].iter().rev().copied();
-            let hidden = (1..=names.len()).any(|length| hide.matches(way(length)));
+            let hidden = (1..=names.len()).any(|length| hide.matches(&way(length)));
             ensure!(
-                !hidden && !hide.lead_through(way(names.len())),
+                !hidden && !hide.lead_through(&way(names.len())),
                 "workspace {} shows what --hide hides in {}; leave out one of the two",
                 quoted(&inner.path),
                 quoted(&outer.path)

@@ -167,7 +167,7 @@ impl Run {
         let store = Store::open_or_create()?;
         for _ in 0..TRIES {
             let chosen = match self.choose(&store)? {
-                Choice::Found(chosen) => chosen,
+                Choice::Found(chosen) => *chosen,
                 Choice::New(name) => match self.create(&store, &name)? {
                     Some(chosen) => chosen,
                     None => continue,
@@ -199,13 +199,13 @@ impl Run {
             );
             let config = sandbox.config().with_context(|| broken(name))?;
             self.request.check_against(name, &config)?;
-            return Ok(Choice::Found(Chosen { sandbox, config, created: None }));
+            return Ok(Choice::Found(Box::new(Chosen { sandbox, config, created: None })));
         }
         if !self.request.ephemeral
             && let Some((sandbox, config)) = self.sandbox_here(store)?
         {
             self.request.check_against(&sandbox.name, &config)?;
-            return Ok(Choice::Found(Chosen { sandbox, config, created: None }));
+            return Ok(Choice::Found(Box::new(Chosen { sandbox, config, created: None })));
         }
         let agent = self.request.agent.name;
         let mut names =
@@ -297,7 +297,7 @@ impl Run {
 }
 
 enum Choice {
-    Found(Chosen),
+    Found(Box<Chosen>),
     New(String),
 }
 

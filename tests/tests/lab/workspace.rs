@@ -124,6 +124,102 @@ fn git_commits_there_and_is_clean_here() -> Test {
 }
 
 #[test]
+fn what_is_hidden_is_not_there_even_for_root() -> Test {
+    let vm = Vm { home: Home::new()?, name: "vm".into() };
+    for path in [".env", "sub/.env", "node_modules/p/index", "secrets/key.pem", "secrets/seen", "seen"] {
+        vm.home.write(&format!("proj/{path}"), "host\n")?;
+    }
+    vm.home.program("git").args(["init", "-q"]).ok()?;
+    let before = tests::host::snapshot(&vm.home.workspace().join("secrets"));
+    vm.start([
+        "--cpus",
+        "1",
+        "-m",
+        "512m",
+        "--hide",
+        ".env",
+        "--hide",
+        "node_modules",
+        "--hide",
+        "secrets/*.pem",
+    ])?;
+    let seen =
+        vm.exec("sudo ls -A . sub secrets; sudo find . -path ./.git -prune -o -type f -print | sort")?;
+    assert_eq!(seen, ".:\n.git\nsecrets\nseen\nsub\n\nsecrets:\nseen\n\nsub:\n./secrets/seen\n./seen\n");
+    assert_eq!(vm.exec("git status --porcelain -uall")?, "?? secrets/seen\n?? seen\n");
+    let attacks = "for c in 'cat .env' 'cp .env x' 'rm sub/.env' 'ls node_modules/p' 'cat secrets/key.pem' 'echo x > .env' \
+            'mv seen .env' 'mv .env x' 'ln seen .env' 'ln -s seen sub/.env' 'mkdir node_modules' 'rmdir sub' 'rm -r sub' \
+            'mv secrets open' 'touch secrets/new.pem' 'cp -r secrets x && cat x/key.pem' \
+            'mkdir /mnt/x && mount -t virtiofs w0 /mnt/x && cat /mnt/x/.env'; do
+            sudo sh -c \"$c\" 2>/dev/null && echo done: $c; done; true";
+    assert_eq!(vm.exec(attacks)?, "");
+    for path in [".env", "sub/.env", "node_modules/p/index"] {
+        assert_eq!(vm.home.read(&format!("proj/{path}"))?, "host\n");
+    }
+    assert_eq!(tests::host::snapshot(&vm.home.workspace().join("secrets")), before);
+    Ok(())
+}
+
+#[test]
+fn git_works_in_a_linked_worktree_and_the_main_one_is_safe() -> Test {
+    let vm = Vm { home: Home::new()?, name: "vm".into() };
+    let git = |args: &[&str]| {
+        let who = ["-c", "user.name=a", "-c", "user.email=a@b"];
+        vm.home.program("git").args(who).args(args).ok()
+    };
+    git(&["init", "-q"])?;
+    git(&["commit", "-q", "--allow-empty", "-m", "first"])?;
+    git(&["worktree", "add", "-q", "../tree"])?;
+    vm.home.write("proj/private", "private\n")?;
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "vm",
+        "--cpus",
+        "1",
+        "-m",
+        "512m",
+        "--idle-timeout",
+        "10m",
+        "shell",
+        "../tree",
+    ];
+    let note = vm.home.coracle(run).run()?.stderr;
+    assert!(String::from_utf8_lossy(&note).contains("proj/.git is shown too, for git in"), "{note:?}");
+    let commit =
+        "git status --porcelain && echo hello > file && git add . && git branch other && git branch -D other;
+        git -c user.name=a -c user.email=a@b commit -qm second && git log --format=%s && ls -A ../proj";
+    assert_eq!(vm.exec(commit)?.replace("Deleted branch other", "").lines().last(), Some(".git"));
+    assert_eq!(git(&["log", "--format=%s", "tree"])?, "second\nfirst\n");
+    assert_eq!(git(&["fsck", "--no-progress"])?, "");
+    let repository = vm.home.workspace().join(".git");
+    let before = tests::host::snapshot(&repository);
+    let attacks = "cd ../proj/.git; for c in 'echo x >> config' 'git config x.y z' 'echo x > hooks/pre-commit' 'rm -r hooks' \
+            'mv hooks h' 'touch config.worktree' 'mv objects o' 'ln config objects/c && echo x >> objects/c' 'mkdir modules' \
+            'echo x > worktrees/tree/commondir' 'mv worktrees/tree refs/t' 'touch worktrees/tree/config.worktree' \
+            'mkdir worktrees/new' 'ln -s /etc/passwd logs/refs/heads/l' 'touch objects/info/alternates' 'rm HEAD' 'cat ../private'; do
+            sudo sh -c \"$c\" 2>/dev/null && echo done: $c; done; true";
+    assert_eq!(vm.exec(attacks)?, "");
+    assert_eq!(tests::host::snapshot(&repository), before);
+    Ok(())
+}
+
+#[test]
+fn a_forged_worktree_opens_no_folder() -> Test {
+    let vm = Vm { home: Home::new()?, name: "vm".into() };
+    vm.home.write("keys/.git/worktrees/x/secret", "secret\n")?;
+    let forged = vm.home.path().join("keys/.git/worktrees/x");
+    vm.home.write("proj/.git", format!("gitdir: {}\n", forged.display()))?;
+    let run =
+        ["run", "-d", "--name", "vm", "--cpus", "1", "-m", "512m", "--idle-timeout", "10m", "shell", "."];
+    let note = vm.home.coracle(run).run()?.stderr;
+    assert!(String::from_utf8_lossy(&note).contains("its .git is not believed"), "{note:?}");
+    assert_eq!(vm.exec("ls ..")?, "proj\n");
+    Ok(())
+}
+
+#[test]
 fn make_builds_what_is_older_and_nothing_else() -> Test {
     let vm = Vm::boot()?;
     vm.home.write("proj/Makefile", "out: in\n\tcp in out\n")?;

@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
 use super::inode::{Identity, Node};
@@ -35,7 +35,7 @@ impl Passthrough {
             return Err(Errno::ACCESS);
         }
         // Whoever could put another directory in its place would get around what is fixed in it.
-        if self.root.fixed.lead_through(self.table.way(parent, name)) {
+        if self.root.fixed.lead_through(&self.table.way(parent, name)) {
             return Err(Errno::ROFS);
         }
         self.check_writable(parent, name)
@@ -63,7 +63,7 @@ impl Passthrough {
     /// The directory `name` in `parent` may get another name. It may not where a pattern leads through it: what is
     /// hidden in it would appear under the new path.
     pub(super) fn check_movable(&self, parent: Node, dir: &OwnedFd, name: Name<'_>) -> Result<(), Errno> {
-        if self.root.hidden.is_empty() || !self.root.hidden.lead_through(self.table.way(parent, name)) {
+        if self.root.hidden.is_empty() || !self.root.hidden.lead_through(&self.table.way(parent, name)) {
             return Ok(());
         }
         let entered = self.table.get(parent)?.identity.dev;
@@ -75,7 +75,18 @@ impl Passthrough {
 
     /// Where there are rules: what is known as `node`, by a handle too, is still where it may be reached.
     pub(super) fn check_reached(&mut self, node: Node) -> Result<(), Errno> {
-        if self.root.has_rules() { self.checked_fd(node).map(drop) } else { Ok(()) }
+        if self.root.has_rules() { self.checked_stat(node).map(drop) } else { Ok(()) }
+    }
+
+    /// As `stat`, with all on the way to it looked at.
+    pub(super) fn checked_stat(&mut self, node: Node) -> Result<Statx, Errno> {
+        if self.table.get(node)?.kind() == FileType::Directory {
+            return stat_fd(self.checked_dir(node)?);
+        }
+        match self.folder_of(node).and_then(|dir| self.stat_in(&dir, node)) {
+            Err(Errno::STALE) => self.unnamed(node).map(|(_, stat)| stat),
+            found => found,
+        }
     }
 
     /// As `fd`, with all on the way to it looked at.
@@ -83,19 +94,24 @@ impl Passthrough {
         if self.table.get(node)?.kind() == FileType::Directory {
             return self.checked_dir(node);
         }
-        let held = self.handles.any(node).map(|handle| Arc::clone(&handle.fd));
-        match (self.found_again(node), held) {
-            // It is open and has no name left: there is none that could be hidden.
-            (Err(Errno::STALE), Some(held)) if stat_fd(&held)?.stx_nlink == 0 => Ok(held),
-            (found, _) => found.map(Arc::new),
+        match self.folder_of(node).and_then(|dir| self.open_in(&dir, node)) {
+            Err(Errno::STALE) => self.unnamed(node).map(|(fd, _)| fd),
+            found => found.map(Arc::new),
         }
     }
 
-    fn found_again(&mut self, node: Node) -> Result<OwnedFd, Errno> {
+    /// The directory a file was last seen in, if it would be seen there.
+    fn folder_of(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
         let (parent, name) = self.table.get(node)?.location().ok_or(Errno::STALE)?;
         self.check_visible(parent, name).map_err(stale_if_gone)?;
-        let dir = self.checked_dir(parent)?;
-        self.open_in(&dir, node)
+        self.checked_dir(parent)
+    }
+
+    /// A file that is open and has no name left: there is none that could be hidden.
+    fn unnamed(&self, node: Node) -> Result<(Arc<OwnedFd>, Statx), Errno> {
+        let fd = Arc::clone(&self.handles.any(node).ok_or(Errno::STALE)?.fd);
+        let stat = stat_fd(&fd)?;
+        if stat.stx_nlink == 0 { Ok((fd, stat)) } else { Err(Errno::STALE) }
     }
 
     /// As `dir`, with all on the way to it looked at.
@@ -117,20 +133,11 @@ impl Passthrough {
         let mut fd = Arc::clone(&self.root.dir);
         while let Some(node) = way.pop() {
             fd = match self.dirs.get(node) {
-                Some(known) => self.check_there(&fd, node).map(|()| known)?,
+                Some(known) => self.stat_in(&fd, node).map(|_| known)?,
                 None => self.open_exact(&fd, node)?,
             };
         }
         Ok(fd)
-    }
-
-    /// `node` is where it was last seen, which is in the directory `dir`.
-    fn check_there(&self, dir: &OwnedFd, node: Node) -> Result<(), Errno> {
-        let inode = self.table.get(node)?;
-        let (parent, name) = inode.location().ok_or(Errno::STALE)?;
-        let entered = self.table.get(parent)?.identity.dev;
-        let stat = self.root.stat_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
-        inode.check(&stat)
     }
 
     /// Opens and keeps the directory `node`, which is in `dir`, if the names in it are all there are.
@@ -146,7 +153,7 @@ impl Passthrough {
 
     /// The entry itself is hidden. That nothing on the way to it is, `checked_dir` sees to.
     fn hides(&self, parent: Node, name: Name<'_>) -> bool {
-        !self.root.hidden.is_empty() && self.root.hidden.matches(self.table.way(parent, name))
+        !self.root.hidden.is_empty() && self.root.hidden.matches(&self.table.way(parent, name))
     }
 
     /// The closest rule decides, from the entry up.
@@ -156,10 +163,10 @@ impl Passthrough {
         }
         let mut way = self.table.way(parent, name);
         for _ in 0..DEPTH_MAX {
-            if self.root.fixed.matches(way.clone()) {
+            if self.root.fixed.matches(&way) {
                 break;
             }
-            if self.root.writable.matches(way.clone()) {
+            if self.root.writable.matches(&way) {
                 return Ok(());
             }
             if way.next().is_none() {

@@ -114,16 +114,21 @@ impl Passthrough {
     /// The attributes of `node`, by a descriptor of it or by its name.
     pub(super) fn stat(&mut self, node: Node) -> Result<Statx, Errno> {
         if self.root.has_rules() {
-            return stat_fd(self.checked_fd(node)?);
+            return self.checked_stat(node);
         }
         if let Some(fd) = self.open_fd(node) {
             return stat_fd(fd);
         }
         let (parent, _) = self.table.get(node)?.location().ok_or(Errno::STALE)?;
         let dir = self.dir(parent)?;
-        let entered = self.table.get(parent)?.identity.dev;
+        self.stat_in(&dir, node)
+    }
+
+    /// Looks at `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
+    pub(super) fn stat_in(&self, dir: &OwnedFd, node: Node) -> Result<Statx, Errno> {
         let inode = self.table.get(node)?;
-        let (_, name) = inode.location().ok_or(Errno::STALE)?;
+        let (parent, name) = inode.location().ok_or(Errno::STALE)?;
+        let entered = self.table.get(parent)?.identity.dev;
         let stat = self.root.stat_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
         inode.check(&stat).map(|()| stat)
     }

@@ -56,12 +56,12 @@ impl Patterns {
 
     /// Whether one matches the entry whose path is `way`: its own name first, then those of the folders it is in.
     /// Whether one matches such a folder is another question.
-    pub fn matches<'a>(&self, way: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+    pub fn matches<'a>(&self, way: &(impl Iterator<Item = &'a [u8]> + Clone)) -> bool {
         self.0.iter().any(|pattern| pattern.matches(way.clone()))
     }
 
     /// Whether one could match something in the folder whose path is `way` for being in just this folder.
-    pub fn lead_through<'a>(&self, way: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+    pub fn lead_through<'a>(&self, way: &(impl Iterator<Item = &'a [u8]> + Clone)) -> bool {
         self.0.iter().any(|pattern| pattern.leads_through(way.clone()))
     }
 }
@@ -134,11 +134,11 @@ mod tests {
 
     /// Whether a pattern matches a path.
     fn hit(pattern: &str, path: &str) -> bool {
-        Patterns::new(&[pattern]).unwrap().matches(path.rsplit('/').map(str::as_bytes))
+        Patterns::new(&[pattern]).unwrap().matches(&path.rsplit('/').map(str::as_bytes))
     }
 
     fn through(pattern: &str, path: &str) -> bool {
-        Patterns::new(&[pattern]).unwrap().lead_through(path.rsplit('/').map(str::as_bytes))
+        Patterns::new(&[pattern]).unwrap().lead_through(&path.rsplit('/').map(str::as_bytes))
     }
 
     #[test]

@@ -153,8 +153,12 @@ impl Root {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = self.admit(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?;
-        // What has no such flags has no such directories.
-        Ok(rustix::fs::ioctl_getflags(&fd).is_ok_and(|flags| flags.contains(FOLDS_CASE)))
+        match rustix::fs::ioctl_getflags(&fd) {
+            Ok(flags) => Ok(flags.contains(FOLDS_CASE)),
+            // What has no such flags has no such directories.
+            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens an entry of a directory without following or opening what it is.

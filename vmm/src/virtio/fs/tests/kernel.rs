@@ -26,6 +26,10 @@ struct Mount {
 impl Mount {
     /// `None` without the privileges.
     fn new(read_only: bool) -> Option<Self> {
+        Self::with(read_only, Rules::default())
+    }
+
+    fn with(read_only: bool, rules: Rules) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         for name in ["share", "mnt"] {
             fs::create_dir(folder.path().join(name)).unwrap();
@@ -45,9 +49,7 @@ impl Mount {
             return None;
         }
         let root = path_fd(&folder.path().join("share"));
-        let server =
-            Server::new(Share { tag: "t".to_owned(), root, read_only, only: None, rules: Rules::default() })
-                .unwrap();
+        let server = Server::new(Share { tag: "t".to_owned(), root, read_only, only: None, rules }).unwrap();
         let server = std::thread::spawn(move || serve(&device.into(), server));
         Some(Self { folder, server: Some(server) })
     }
@@ -182,4 +184,33 @@ fn a_read_only_share_is_read_only_whatever_it_is_mounted_as() {
     assert_eq!(error(fs::write(mount.guest("new"), "x")), read_only);
     assert_eq!(error(fs::remove_file(mount.guest("f"))), read_only);
     assert_eq!(error(fs::create_dir(mount.guest("d"))), read_only);
+}
+
+#[test]
+fn what_is_hidden_is_so_for_the_kernels_own_client() {
+    let hidden = vec![b".env".to_vec(), b"vault/*.pem".to_vec()];
+    let Some(mount) = Mount::with(false, Rules { hidden, ..Rules::default() }) else { return };
+    fs::write(mount.host(".env"), "secret").unwrap();
+    fs::create_dir(mount.host("vault")).unwrap();
+    fs::write(mount.host("vault/key.pem"), "secret").unwrap();
+    fs::write(mount.host("seen"), "text").unwrap();
+    let kind = |result: io::Result<()>| result.unwrap_err().kind();
+    assert_eq!(kind(fs::read(mount.guest(".env")).map(drop)), io::ErrorKind::NotFound);
+    assert_eq!(kind(fs::remove_file(mount.guest(".env"))), io::ErrorKind::NotFound);
+    for answer in [
+        fs::write(mount.guest(".env"), "mine"),
+        fs::rename(mount.guest("seen"), mount.guest(".env")),
+        fs::hard_link(mount.guest("seen"), mount.guest("vault/key.pem")),
+        fs::create_dir(mount.guest("vault/new.pem")),
+        fs::rename(mount.guest("vault"), mount.guest("open")),
+    ] {
+        assert_eq!(kind(answer), io::ErrorKind::PermissionDenied);
+    }
+    assert_eq!(fs::read_dir(mount.guest("vault")).unwrap().count(), 0);
+    // What the host hides while the guest has it open is lost to it.
+    let open = File::options().read(true).write(true).open(mount.guest("seen")).unwrap();
+    fs::rename(mount.host("seen"), mount.host(".env")).unwrap();
+    assert!(open.write_at(b"x", 0).is_err());
+    assert_eq!(fs::read_to_string(mount.host(".env")).unwrap(), "text");
+    assert_eq!(fs::read_dir(mount.guest("")).unwrap().count(), 1);
 }
