@@ -49,7 +49,6 @@ pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool) -> Result<Launched> 
         .process_group(0)
         .spawn()
         .context("start the VMM")?;
-    lock.write_pid(child.id()).context("write the lock")?;
     marks::record(&marks, Mark::VmmSpawned, spawned_ns);
     Ok(Launched { child, marks })
 }

@@ -94,13 +94,13 @@ fn confirmed(running: &[String]) -> Result<bool> {
 /// The name is free at once, then the VM ends, then the files go. If this is killed midway, the next command goes on.
 fn remove(store: &Store, sandbox: &Sandbox) -> Result<()> {
     // The lock, if it is free, keeps others from starting what is about to go.
-    let _lock = match store.lock(sandbox)? {
+    let lock = match store.lock(sandbox)? {
         Locked::Gone => return Ok(()),
         Locked::Ours(lock) => Some(lock),
         Locked::Busy => None,
     };
     let Some(trash) = store.trash(sandbox)? else { return Ok(()) };
-    if _lock.is_none() {
+    if lock.is_none() {
         sandbox.signal(Signal::TERM);
         stop::end(sandbox, Instant::now() + TIMEOUT)?;
     }

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 
 use crate::cmd::Typed;
 use crate::output::print;
-use crate::store::{Sandbox, Store};
-use crate::text::Raw;
+use crate::store::{Sandbox, Store, file};
+use crate::text::{Raw, plain};
 
 /// The VMM forces the guest's end 10 s after it is asked.
 const STOP_TIMEOUT: Duration = Duration::from_secs(11);
@@ -62,7 +62,11 @@ pub fn end(sandbox: &Sandbox, deadline: Instant) -> Result<()> {
     if wait(sandbox, Instant::now() + KILL_TIMEOUT, Signal::KILL) {
         return Ok(());
     }
-    bail!("sandbox {} does not end, even by force; its VMM hangs in the kernel", sandbox.name)
+    bail!(
+        "sandbox {} does not end, even by force: the process that holds {} hangs, or is not Coracle's",
+        sandbox.name,
+        plain(sandbox.path.join(file::LOCK))
+    )
 }
 
 /// Whether the VM has ended by then. The signal is repeated now and then: the lock may have been another command's at

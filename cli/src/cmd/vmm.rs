@@ -19,7 +19,7 @@ use vmm::{Config, Exit, Vm, layout};
 
 use crate::config::SandboxConfig;
 use crate::report::Report;
-use crate::store::{Sandbox, file, is_trash};
+use crate::store::{Lock, Sandbox, file, is_same, is_trash};
 use crate::sys;
 use crate::text::{Raw, plain, quoted};
 use crate::workspace::Workspace;
@@ -94,12 +94,10 @@ fn open(dir: &Raw) -> Result<Sandbox> {
     // Who runs this by hand has no lock to give, and must not run a second VM on the disk.
     let sandbox = Sandbox { name, path, dir: opened };
     let lock = sandbox.open_file(file::LOCK)?.metadata()?;
-    let ours = File::from(io::stdin().as_fd().try_clone_to_owned()?).metadata()?;
-    let same = {
-        use std::os::unix::fs::MetadataExt;
-        (lock.dev(), lock.ino()) == (ours.dev(), ours.ino())
-    };
+    let ours = Lock(File::from(io::stdin().as_fd().try_clone_to_owned()?));
+    let same = is_same(&lock, &ours.0.metadata()?);
     anyhow::ensure!(same, "this is for Coracle itself; start a sandbox with coracle run");
+    ours.write_pid(std::process::id()).context("write the lock")?;
     Ok(sandbox)
 }
 

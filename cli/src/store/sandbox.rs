@@ -1,10 +1,10 @@
 //! One sandbox's folder: its files, its lock, and the process that holds it.
 //! It owns the files' names, and how a signal finds the right process. It knows no other sandbox.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -68,18 +68,21 @@ impl Sandbox {
 
     /// Sends a signal to the VMM; false when there is none.
     pub fn signal(&self, signal: Signal) -> bool {
-        let Some(process) = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
-            return false;
-        };
-        // While the lock is held the number means the process that holds it, so this is the one that was opened.
-        self.is_running() && pidfd_send_signal(process, signal).is_ok()
+        // Opened in between, the process cannot have changed from one that has the lock to one that has not.
+        let process = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let Some(process) = process.filter(|_| self.pid().is_some()) else { return false };
+        pidfd_send_signal(process, signal).is_ok()
     }
 
-    /// The VMM's process, as the command that started it wrote it into the lock.
+    /// The VMM's process, as it wrote itself into the lock. The number may be an older VMM's, and by now anybody's, while
+    /// another command holds the lock: a VMM has the lock as its input.
     fn pid(&self) -> Option<Pid> {
+        let lock = self.open_file(file::LOCK).ok()?;
         let mut text = String::new();
-        self.open_file(file::LOCK).ok()?.take(16).read_to_string(&mut text).ok()?;
-        Pid::from_raw(text.trim_end().parse().ok().filter(|&pid| pid > 1)?)
+        (&lock).take(16).read_to_string(&mut text).ok()?;
+        let pid = Pid::from_raw(text.trim_end().parse().ok().filter(|&pid| pid > 1)?)?;
+        let input = std::fs::metadata(format!("/proc/{}/fd/0", pid.as_raw_pid())).ok()?;
+        is_same(&lock.metadata().ok()?, &input).then_some(pid)
     }
 
     /// Opens one of the sandbox's files to read. A regular file: a FIFO put there would block us.
@@ -107,10 +110,15 @@ impl Sandbox {
 }
 
 impl Lock {
-    /// Says whose the lock is from now on.
+    /// Says which process has the lock as its input, so that others can send it signals.
     pub fn write_pid(&self, pid: u32) -> std::io::Result<()> {
         self.0.write_all_at(format!("{pid:<15}\n").as_bytes(), 0)
     }
+}
+
+/// They are of one file.
+pub fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// Creates or empties a file of a sandbox.

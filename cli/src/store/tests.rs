@@ -237,14 +237,17 @@ fn no_signal_goes_to_a_process_that_does_not_hold_the_lock() {
     let (sandbox, lock) = fixture.create("box", "000000000001");
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     lock.write_pid(child.id()).unwrap();
+    assert!(!sandbox.signal(Signal::KILL), "the number is an old VMM's, and the lock another command's");
     drop(lock);
-    // The child closes what it inherited only after the parent goes on (Linux fs/exec.c, begin_new_exec).
-    while sandbox.is_running() {
-        std::thread::yield_now();
-    }
-    assert!(!sandbox.signal(Signal::KILL), "the number is of a VMM that is gone");
+    assert!(!sandbox.signal(Signal::KILL));
     assert!(child.try_wait().unwrap().is_none());
-    let _held = fixture.store.lock(&sandbox).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let Locked::Ours(lock) = fixture.store.lock(&sandbox).unwrap() else { panic!("nobody has the lock") };
+    let input = lock.0.try_clone().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").stdin(input).spawn().unwrap();
+    lock.write_pid(child.id()).unwrap();
+    drop(lock);
     assert!(sandbox.signal(Signal::KILL));
     child.wait().unwrap();
     for junk in ["", "x", "0", "1", "-1", "99999999999999999999"] {
