@@ -23,6 +23,7 @@ mod dispatch;
 mod handles;
 mod ids;
 mod inode;
+mod jail;
 mod opcode;
 mod ops_attr;
 mod ops_dir;

@@ -17,6 +17,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::attr::{STAT_FLAGS, STAT_MASK, Shown, kind};
 use super::ids::Ids;
 use super::inode::Identity;
+use super::jail::{self, Reach};
 use super::patterns::Patterns;
 use super::wire::Name;
 use crate::config::Share;
@@ -159,6 +160,16 @@ impl Root {
             Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Puts the calling thread into a jail that holds at the share's root.
+    pub fn enter_jail(&self) -> Result<(), Errno> {
+        let reach = match (self.never_changes(), &self.only) {
+            (true, _) => Reach::Read,
+            (false, Some(_)) => Reach::Content,
+            (false, None) => Reach::All,
+        };
+        jail::enter(self.dir.as_fd(), reach)
     }
 
     /// Opens an entry of a directory without following or opening what it is.

@@ -150,6 +150,7 @@ impl Stuck {
 /// The sender is dropped with the thread.
 fn run(memory: &Memory, shared: &Shared, mut server: Server, _until_end: Sender<Infallible>) {
     apply_no_umask();
+    server.enter_jail();
     let served = announce(memory, shared, &mut server).and_then(|()| serve(memory, shared, &mut server));
     match served {
         Ok(never) => match never {},

@@ -73,6 +73,7 @@ impl Drop for Mount {
 /// Serves until the file system is unmounted.
 fn serve(device: &OwnedFd, mut server: Server) {
     apply_no_umask();
+    server.enter_jail();
     let (mut request, mut reply) = (vec![0; (1 << 20) + 4096], vec![0; (1 << 20) + 4096]);
     loop {
         let length = match rustix::io::read(device, &mut request) {

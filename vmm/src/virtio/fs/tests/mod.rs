@@ -11,6 +11,7 @@ mod directories;
 mod entries;
 mod frames;
 mod hidden;
+mod jail;
 mod kernel;
 mod partly;
 mod read_only;
