@@ -14,5 +14,6 @@ mod hidden;
 mod jail;
 mod kernel;
 mod partly;
+mod races;
 mod read_only;
 mod scale;
