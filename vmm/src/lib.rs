@@ -26,4 +26,5 @@ pub use config::Config;
 pub use event_loop::BOOT_TIMEOUT;
 pub use machine::Exit;
 pub use probe::{Probe, probe};
+pub use virtio::fs::has_jail;
 pub use vm::{Error, Vm};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use argh::{ArgsInfo, FromArgs};
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 use serde_json::{Value, json};
-use vmm::{Probe, probe};
+use vmm::{Probe, has_jail, probe};
 
 use crate::agents::AGENTS;
 use crate::cmd::Typed;
@@ -52,6 +52,7 @@ impl Args {
             ("kvm", kvm()),
             ("favordynmods", favordynmods(&read("/proc/mounts"))),
             ("nx_huge_pages", nx_huge_pages(&read("/sys/module/kvm/parameters/nx_huge_pages"))),
+            ("landlock", landlock(has_jail())),
             ("disk_space", disk_space()),
             ("kernel", part(parts::kernel())),
             ("init", part(parts::initramfs())),
@@ -149,6 +150,17 @@ fn nx_huge_pages(value: &str) -> Finding {
     }
 }
 
+/// Linux Documentation/userspace-api/landlock.rst, "Kernel support".
+fn landlock(is_there: bool) -> Finding {
+    match is_there {
+        true => Good("on: the kernel keeps what serves a shared folder inside it".into()),
+        false => Warn(
+            "off: Coracle's own checks alone keep a sandbox inside its shared folders".into(),
+            "use Linux 5.19 or newer, with landlock in the list of lsm= on the kernel's command line".into(),
+        ),
+    }
+}
+
 fn disk_space() -> Finding {
     let state = match places::state() {
         Ok(state) => state,
@@ -210,6 +222,11 @@ mod tests {
         assert_eq!(status(&favordynmods(&line("rw,nosuid"))), "warn");
         assert_eq!(status(&favordynmods("")), "ok");
         assert_eq!(status(&favordynmods("cgroup2")), "ok");
+    }
+
+    #[test]
+    fn a_kernel_without_landlock_is_worth_a_warning_and_no_failure() {
+        assert_eq!((status(&landlock(true)), status(&landlock(false))), ("ok", "warn"));
     }
 
     #[test]

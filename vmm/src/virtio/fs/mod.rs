@@ -57,6 +57,12 @@ const HOST_CHANGES: u64 = 1 << 16;
 
 const _: () = assert!(QUEUE_SIZES.len() == CHANGES_QUEUE + 1);
 
+/// Whether this kernel keeps a share's thread in the share, see `jail`.
+#[must_use]
+pub fn has_jail() -> bool {
+    jail::version().is_ok()
+}
+
 /// A virtio-fs device.
 #[derive(Debug)]
 pub struct Fs {
