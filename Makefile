@@ -16,7 +16,7 @@ test: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab
 bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/benches/runner
 
 .DEFAULT_GOAL := help
-.PHONY: help run build kernel template test lint bench bench-virtual lab install deps
+.PHONY: help run build kernel template test test-share lint bench bench-virtual lab install deps
 
 help: ## show this
 	@echo "Coracle: make TARGET"
@@ -39,6 +39,9 @@ template: deps ## build the `shell` template, and print where it is; with REFRES
 
 test: build ## run all tests: units, devices, tiny guests on this machine's KVM, and the suite in the lab
 	@.ci/test
+
+test-share: deps ## run the tests of a share at their full length: 4 million operations of fsx, 10,000 rounds of git (about an hour)
+	CORACLE_SUITES=$$(tests/suites/build.sh) CORACLE_SHARE_LONG=1 cargo test -p vmm --locked virtio::fs
 
 lint: deps ## check the format, the lints, the scripts, and the dependencies' licences
 	@.ci/lint

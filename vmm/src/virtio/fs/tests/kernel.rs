@@ -2,14 +2,16 @@
 //! It needs privileges for the mount, and says so where it has none. What the host's kernel makes of our replies is
 //! what the guest's will: coherence, page cache and mappings cannot be tested without one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use rustix::fs::{Gid, Uid};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tempfile::TempDir;
 
 use super::client::path_fd;
@@ -18,7 +20,7 @@ use crate::virtio::fs::server::Server;
 use crate::virtio::fs::worker::apply_no_umask;
 
 /// A share, mounted beside itself.
-struct Mount {
+pub(super) struct Mount {
     folder: TempDir,
     server: Option<JoinHandle<()>>,
 }
@@ -30,7 +32,20 @@ impl Mount {
     }
 
     fn with(read_only: bool, rules: Rules) -> Option<Self> {
+        Self::served(read_only, rules, || ())
+    }
+
+    /// As a sandbox has it: the server has no privileges, and the folder is its user's.
+    pub(super) fn of_user(id: u32) -> Option<Self> {
+        let mount = Self::served(false, Rules::default(), move || become_user(id))?;
+        chown(mount.host(""), Some(id), Some(id)).unwrap();
+        Some(mount)
+    }
+
+    /// `prepare` is called in the server's thread before it begins.
+    fn served(read_only: bool, rules: Rules, prepare: impl FnOnce() + Send + 'static) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         for name in ["share", "mnt"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
@@ -49,16 +64,19 @@ impl Mount {
             return None;
         }
         let root = path_fd(&folder.path().join("share"));
-        let server = Server::new(Share { tag: "t".to_owned(), root, read_only, only: None, rules }).unwrap();
-        let server = std::thread::spawn(move || serve(&device.into(), server));
+        let share = Share { tag: "t".to_owned(), root, read_only, only: None, rules };
+        let server = std::thread::spawn(move || {
+            prepare();
+            serve(&device.into(), Server::new(share).unwrap());
+        });
         Some(Self { folder, server: Some(server) })
     }
 
-    fn guest(&self, path: &str) -> PathBuf {
+    pub(super) fn guest(&self, path: &str) -> PathBuf {
         self.folder.path().join("mnt").join(path)
     }
 
-    fn host(&self, path: &str) -> PathBuf {
+    pub(super) fn host(&self, path: &str) -> PathBuf {
         self.folder.path().join("share").join(path)
     }
 }
@@ -68,6 +86,14 @@ impl Drop for Mount {
         unmount(self.folder.path().join("mnt"), UnmountFlags::DETACH).unwrap();
         self.server.take().unwrap().join().unwrap();
     }
+}
+
+/// Gives the calling thread the rights of a user who is nobody else here.
+fn become_user(id: u32) {
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_groups(&[]).unwrap();
+    set_thread_res_gid(gid, gid, gid).unwrap();
+    set_thread_res_uid(uid, uid, uid).unwrap();
 }
 
 /// Serves until the file system is unmounted.

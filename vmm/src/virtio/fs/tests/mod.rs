@@ -17,3 +17,4 @@ mod partly;
 mod races;
 mod read_only;
 mod scale;
+mod suites;
