@@ -2,6 +2,7 @@
 //! It needs privileges for the mount, and says so where it has none. What the host's kernel makes of our replies is
 //! what the guest's will: coherence, page cache and mappings cannot be tested without one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -198,6 +199,23 @@ fn a_tree_is_made_listed_and_removed() {
         fs::remove_dir_all(mount.guest(&dir.to_string())).unwrap();
     }
     assert_eq!(fs::read_dir(mount.host("")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_of_100000_entries_is_listed_whole_while_it_shrinks() {
+    const ENTRIES: usize = 100_000;
+    let Some(mount) = Mount::new(false) else { return };
+    for name in 0..ENTRIES {
+        File::create_new(mount.host(&name.to_string())).unwrap();
+    }
+    let list = || fs::read_dir(mount.guest("")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(list().collect::<BTreeSet<_>>().len(), ENTRIES);
+    for (index, name) in list().enumerate() {
+        if index % 10 == 0 {
+            fs::remove_file(mount.guest(name.to_str().unwrap())).unwrap();
+        }
+    }
+    assert_eq!((list().count(), fs::read_dir(mount.host("")).unwrap().count()), (90_000, 90_000));
 }
 
 #[test]

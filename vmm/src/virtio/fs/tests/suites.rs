@@ -1,5 +1,6 @@
 //! Suites of others on a share that is served without privileges: pjdfstest, for what POSIX says of names and attributes,
 //! and fsx, for every byte of a file that is written, mapped, cut and copied.
+//! A script beside them goes through what programs do with files that neither of them tries.
 //! It owns how they are run and judged. tests/suites/build.sh makes the programs, `CORACLE_SUITES` says where they are,
 //! and what they may fail is in tests/suites/pjdfstest.expected.
 
@@ -85,4 +86,21 @@ fn fsx_finds_no_wrong_byte() {
         assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
         fs::remove_file(file).unwrap();
     }
+}
+/// Runs tests/suites/posix.py in a folder, as a user.
+fn posix(what: &str, folder: &Path, id: u32) -> String {
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", include_str!("../../../../../tests/suites/posix.py"), what]);
+    let output = python.current_dir(folder).uid(id).gid(id).output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    stdout
+}
+
+#[test]
+fn programs_find_on_a_share_what_a_disk_has() {
+    let Some(mount) = Mount::of_user(HOST_ID) else { return };
+    posix("check", &mount.guest(""), AGENT_ID);
+    assert_eq!(posix("look", &mount.guest(""), AGENT_ID), posix("look", &mount.host(""), HOST_ID));
 }
