@@ -4,6 +4,7 @@
 mod client;
 
 mod changes;
+mod coherence;
 mod containment;
 mod data;
 mod device;
