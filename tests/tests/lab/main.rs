@@ -8,6 +8,7 @@ mod crash;
 mod hostile;
 mod lifecycle;
 mod memory;
+mod posix;
 mod run;
 mod terminal;
 mod workspace;
