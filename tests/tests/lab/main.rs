@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod churn;
+mod coherence;
 mod crash;
 mod hostile;
 mod lifecycle;
