@@ -3,14 +3,14 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use argh::{ArgsInfo, CommandInfoWithArgs, EarlyExit, FromArgs};
 use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
 use crate::cmd::{Typed, doctor, exec, ls, rm, run, stop, version, vmm};
 use crate::output::print;
-use crate::text::plain;
+use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
 pub const NAMES: [&str; 8] = ["run", "exec", "ls", "stop", "rm", "doctor", "version", "help"];
@@ -111,6 +111,12 @@ fn parsed<T>(result: Result<T, EarlyExit>, command: &str) -> Result<Option<T>> {
             let missing = output.strip_prefix("Required positional arguments not provided:");
             let words = missing.unwrap_or(&output).split_whitespace().collect::<Vec<_>>().join(" ");
             let words = plain(words);
+            if let Some(extra) = output.strip_prefix("Unrecognized argument: ") {
+                bail!(
+                    "{command} does not take {}; see coracle {command} --help",
+                    quoted(decode(extra.trim_end()))
+                );
+            }
             Err(match missing {
                 Some(_) => anyhow!("{command} needs {words}; see coracle {command} --help"),
                 None => anyhow!("{words}; see coracle {command} --help"),

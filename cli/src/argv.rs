@@ -46,7 +46,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Line, String> {
             Some("-h" | "--help") => break,
             Some("-V" | "--version") => return Ok(Line { words: vec!["version".into()], ..line }),
             Some("-v" | "--verbose") => line.verbose = true,
-            Some("help") => return help(args.next(), line),
+            Some("help") => return help(args.next(), args.next(), line),
             Some(name) if let Some((info, tail)) = args::describe(name) => {
                 let pass = Pass { name, flags: info.flags, seen: Vec::new(), args, out: Vec::new() };
                 return pass.sort(tail, line);
@@ -57,7 +57,10 @@ pub fn parse(args: Vec<OsString>) -> Result<Line, String> {
     Ok(Line { words: vec!["--help".into()], ..line })
 }
 
-fn help(topic: Option<OsString>, line: Line) -> Result<Line, String> {
+fn help(topic: Option<OsString>, extra: Option<OsString>, line: Line) -> Result<Line, String> {
+    if let Some(extra) = extra {
+        return Err(format!("help takes one command, not {} as well", quoted(&extra)));
+    }
     let words = match topic {
         None => vec!["--help".into()],
         Some(topic) => match topic.to_str() {

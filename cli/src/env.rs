@@ -61,7 +61,7 @@ pub fn gather<'a>(
 
 fn read_file(path: &OsStr) -> Result<Vec<u8>> {
     let mut content = Vec::new();
-    let file = fs::File::open(path).context("cannot be opened")?;
+    let file = fs::File::open(path).context("cannot be opened; correct the path")?;
     ensure!(!file.metadata()?.is_dir(), "is a folder; name a file with KEY=VALUE lines");
     file.take(FILE_MAX + 1).read_to_end(&mut content).context("cannot be read")?;
     ensure!(content.len() as u64 <= FILE_MAX, "is longer than {FILE_MAX} bytes");

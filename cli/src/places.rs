@@ -29,6 +29,13 @@ pub fn private() -> Result<Vec<PathBuf>> {
     Ok(vec![state()?, data()?, settings()?])
 }
 
+/// The folders where the user's programs keep what opens other machines and accounts.
+pub fn keys() -> Result<Vec<PathBuf>> {
+    const KEYS: [&str; 6] = [".ssh", ".gnupg", ".aws", ".kube", ".docker", ".password-store"];
+    let home = variable("HOME")?;
+    Ok(home.into_iter().flat_map(|home| KEYS.map(|name| home.join(name))).collect())
+}
+
 /// Kernel, init, disks and templates as installed.
 pub fn share() -> Result<PathBuf> {
     if let Some(share) = variable("CORACLE_SHARE")? {

@@ -61,7 +61,12 @@ impl Store {
         match rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(dir) => Ok(Some(Self { path, dir })),
             Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("open {}", plain(&path))),
+            Err(error) => Err(error).with_context(|| {
+                format!(
+                    "open {}; it has to be a folder, below XDG_STATE_HOME or ~/.local/state",
+                    plain(&path)
+                )
+            }),
         }
     }
 
@@ -72,7 +77,9 @@ impl Store {
             None => {
                 let path = places::state()?.join("sandboxes");
                 let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-                made.with_context(|| format!("create {}; is your home folder writable?", plain(&path)))?;
+                made.with_context(|| {
+                    format!("create {}; set XDG_STATE_HOME to a folder that you may write to", plain(&path))
+                })?;
                 Self::open()?.with_context(|| format!("open {}", plain(&path)))?
             }
         };

@@ -11,6 +11,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::{Deserialize, Serialize};
 use vmm::virtio::fs::Patterns;
 
+use crate::places;
 use crate::text::{self, quoted};
 
 /// Linux, limits.h, PATH_MAX: with the final NUL.
@@ -96,6 +97,13 @@ fn resolve_one(typed: &OsStr, primary: bool, private: &[PathBuf]) -> Result<Work
         "is a file; the first workspace must be a folder (files may follow it)"
     );
     check_place(&path, private)?;
+    for keys in places::keys()? {
+        let keys = fs::canonicalize(&keys).unwrap_or(keys);
+        ensure!(
+            !path.starts_with(&keys),
+            "holds your keys, which a sandbox must not have; name a project's folder"
+        );
+    }
     let access = if kind.is_dir() { Access::READ_OK | Access::EXEC_OK } else { Access::READ_OK };
     accessat(CWD, &path, access, AtFlags::empty())
         .map_err(|_| anyhow::anyhow!("you may not read it; change its permissions or take another"))?;

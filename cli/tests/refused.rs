@@ -14,7 +14,7 @@ use support::{Home, Ran};
 /// A command line, and a part of what is said about it.
 type Case = (&'static [&'static str], &'static str);
 
-const USAGE: [Case; 27] = [
+const USAGE: [Case; 31] = [
     (&["rnu"], r#"unknown command "rnu"; did you mean run?"#),
     (&[""], r#"unknown command """#),
     (&["-"], r#"unknown flag "-""#),
@@ -42,6 +42,10 @@ const USAGE: [Case; 27] = [
     (&["ls", "extra"], "Unrecognized argument: extra"),
     (&["stop"], "stop needs the name of a sandbox"),
     (&["rm"], "rm needs the name of a sandbox"),
+    (&["ls", "-q", "--json"], "choose one"),
+    (&["ls", "more"], r#"ls does not take "more""#),
+    (&["help", "run", "more"], r#"help takes one command, not "more""#),
+    (&["run", "-d", "--rm", "shell"], "leave out one of them"),
 ];
 
 const AGENTS: [Case; 6] = [
@@ -132,7 +136,7 @@ const ENV: [Case; 9] = [
     (&["--env-file", "../bad.env"], r#"line 2: has no name"#),
 ];
 
-const WORKSPACES: [Case; 21] = [
+const WORKSPACES: [Case; 23] = [
     (&[""], "is empty"),
     (&["missing"], "does not exist"),
     (&["../file"], "is a file; the first workspace must be a folder"),
@@ -154,6 +158,8 @@ const WORKSPACES: [Case; 21] = [
     (&[".", "."], "is given twice"),
     (&[".", "../proj:ro"], "is given twice"),
     (&[".", "sub:ro"], "cannot be read-only: it is inside"),
+    (&["../.ssh"], "holds your keys"),
+    (&[".", "../.ssh:ro"], "holds your keys"),
 ];
 
 const HIDE: [Case; 11] = [
@@ -190,6 +196,7 @@ fn home() -> Home {
     let home = Home::new();
     home.sandbox("box", "0123456789ab");
     fs::create_dir(home.path("proj/sub")).unwrap();
+    fs::create_dir(home.path(".ssh")).unwrap();
     fs::write(home.path("file"), "").unwrap();
     fs::write(home.path("bad.env"), "A=1\n=x\n").unwrap();
     std::os::unix::fs::symlink("loop", home.path("loop")).unwrap();

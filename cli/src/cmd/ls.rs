@@ -3,7 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
@@ -97,6 +97,7 @@ impl Row {
 
 impl Args {
     pub fn run(self, _typed: Typed) -> Result<u8> {
+        ensure!(!(self.json && self.quiet), "--json and -q are two forms; choose one");
         let rows = rows()?;
         print(&if self.quiet {
             rows.iter().map(|row| format!("{}\n", row.name)).collect::<String>()

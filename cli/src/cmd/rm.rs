@@ -17,6 +17,8 @@ use crate::text::{Raw, plain};
 
 /// Time for the guest to write out what it holds for the workspaces; its own disk is about to go anyway.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// The exit code when the question was answered with no: what a script does next is not for a removed sandbox.
+const NOT_CONFIRMED: u8 = 1;
 
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
@@ -65,7 +67,7 @@ impl Args {
             sandboxes.iter().filter(|sandbox| sandbox.is_running()).map(|it| plain(&it.name)).collect();
         if !self.force && !running.is_empty() && !confirmed(&running)? {
             note("coracle: nothing removed\n");
-            return Ok(0);
+            return Ok(NOT_CONFIRMED);
         }
         for sandbox in &sandboxes {
             remove(&store, sandbox)?;

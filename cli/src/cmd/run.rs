@@ -117,6 +117,10 @@ impl Args {
             !self.detach || tail.is_empty(),
             "-d starts a sandbox without running anything in it; leave out what follows --, or run it with coracle exec"
         );
+        ensure!(
+            !(self.detach && self.rm),
+            "-d --rm would remove the sandbox before anything could use it; leave out one of them"
+        );
         let stdio = if self.tty || command::on_terminal() && !self.detach {
             command::terminal()?
         } else {
