@@ -27,4 +27,4 @@ pub use event_loop::BOOT_TIMEOUT;
 pub use machine::Exit;
 pub use probe::{Probe, probe};
 pub use virtio::fs::has_jail;
-pub use vm::{Error, Vm};
+pub use vm::{End, Error, Vm};

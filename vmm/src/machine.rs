@@ -165,6 +165,15 @@ impl Machine {
         }
     }
 
+    /// Takes the devices away for good, as the machine has ended: a vCPU that still runs waits at its next access. False if
+    /// a disk is still written to.
+    pub fn take_devices_away(&self) -> bool {
+        let mut devices = self.devices();
+        let at_rest = devices.reset();
+        std::mem::forget(devices);
+        at_rest
+    }
+
     /// Why the machine has ended, if it has.
     pub fn exit(&self) -> Option<&Exit> {
         self.exit.get()
@@ -204,6 +213,13 @@ impl Devices {
         let vsock = std::iter::once(self.vsock.device.wake_fd());
         let others = self.others.iter().map(|slot| slot.device.wake_fd());
         vsock.chain(others).enumerate().filter_map(|(slot, fd)| Some((slot, fd?)))
+    }
+
+    /// Resets all devices; false if one is still at its files.
+    pub fn reset(&mut self) -> bool {
+        self.vsock.reset();
+        self.others.iter_mut().for_each(Mmio::reset);
+        self.others.iter().all(|slot| slot.device.is_at_rest())
     }
 
     /// The device in `slot` has something to do.

@@ -50,6 +50,15 @@ pub enum Error {
     EventLoop(#[from] event_loop::Error),
 }
 
+/// What is left of a machine.
+#[derive(Debug)]
+pub struct End {
+    pub exit: Exit,
+    /// Nothing writes to its disks any more, even if a thread of it hangs in a share's file system: another machine may
+    /// have them.
+    pub at_rest: bool,
+}
+
 /// A machine that is ready to run.
 pub struct Vm {
     machine: Arc<Machine>,
@@ -95,7 +104,7 @@ impl Vm {
 
     /// Runs the machine to its end. A vCPU thread that is in the guest at that moment is left there: it ends with
     /// the process, or at its next exit.
-    pub fn run(self) -> Result<Exit, Error> {
+    pub fn run(self) -> Result<End, Error> {
         let mut event_loop = EventLoop::new(&self.machine, self.ended, event_loop::BOOT_TIMEOUT)?;
         self.machine.record(Mark::FirstRun);
         for (id, vcpu) in self.vcpus.into_iter().enumerate() {
@@ -108,7 +117,7 @@ impl Vm {
         loop {
             event_loop.turn()?;
             if let Some(exit) = self.machine.exit() {
-                return Ok(exit.clone());
+                return Ok(End { exit: exit.clone(), at_rest: self.machine.take_devices_away() });
             }
         }
     }

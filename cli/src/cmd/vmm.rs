@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use argh::{ArgsInfo, FromArgs};
 use protocol::{BootConfig, Hello, Message, Mount, Request, Role};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, openat2};
 use vmm::config::{Disk, Rules, Share, Vsock};
-use vmm::{Config, Exit, Vm, layout};
+use vmm::{Config, End, Exit, Vm, layout};
 
 use crate::config::SandboxConfig;
 use crate::report::Report;
@@ -64,14 +64,17 @@ impl Args {
         let sandbox = open(&self.dir)?;
         let ephemeral = sandbox.is_ephemeral();
         let exit_file = sandbox.create_file(file::EXIT)?;
-        let report = match run(&sandbox, listener, self.console, ephemeral) {
-            Ok(exit) => report(exit),
-            Err(error) => Report::Failed { message: format!("{error:#}") },
+        let (report, at_rest) = match run(&sandbox, listener, self.console, ephemeral) {
+            Ok(End { exit, at_rest }) => (report(exit), at_rest),
+            Err(error) => (Report::Failed { message: format!("{error:#}") }, false),
         };
         let written = report.write(&exit_file);
         remove_if_unwanted(&sandbox, ephemeral)?;
+        if at_rest {
+            // It would go with the process, but a thread that hangs in a share's file system can hold that up for ever.
+            rustix::fs::flock(io::stdin(), FlockOperation::Unlock).context("release the lock")?;
+        }
         written?;
-        // The lock, still open, goes with the process.
         Ok(u8::from(report != Report::PoweredOff))
     }
 }
@@ -101,7 +104,7 @@ fn open(dir: &Raw) -> Result<Sandbox> {
     Ok(sandbox)
 }
 
-fn run(sandbox: &Sandbox, listener: UnixListener, console: bool, ephemeral: bool) -> Result<Exit> {
+fn run(sandbox: &Sandbox, listener: UnixListener, console: bool, ephemeral: bool) -> Result<End> {
     let config = sandbox.config()?;
     let vm = Vm::new(machine(sandbox, &config, listener, console, ephemeral)?)?;
     Ok(vm.run()?)

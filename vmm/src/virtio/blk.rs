@@ -155,6 +155,10 @@ impl Device for Blk {
         self.active = None;
         self.worker.reset();
     }
+
+    fn is_at_rest(&self) -> bool {
+        !self.worker.is_stale()
+    }
 }
 
 /// Takes requests and answers them or hands them to the worker. True if there may be more.

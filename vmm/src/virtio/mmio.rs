@@ -115,7 +115,8 @@ impl<D: Device + ?Sized> Mmio<D> {
         }
     }
 
-    fn reset(&mut self) {
+    /// As if the driver had asked for it.
+    pub fn reset(&mut self) {
         if self.registers.status & DRIVER_OK != 0 {
             self.device.reset();
         }

@@ -73,6 +73,11 @@ pub trait Device: Send {
 
     /// The queues are gone. When this returns, nothing of the device touches guest memory any more.
     fn reset(&mut self);
+
+    /// After a reset: nothing of the device touches its files either.
+    fn is_at_rest(&self) -> bool {
+        true
+    }
 }
 
 /// Bits of the InterruptStatus register (virtio 1.2, 4.2.2 "MMIO Device Register Layout").
