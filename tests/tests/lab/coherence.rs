@@ -11,6 +11,7 @@ use tests::{Test, Vm};
 
 /// A guest in the lab runs at a hundredth of a machine's speed.
 const DEADLINE: u64 = 600;
+const GIT_ROUNDS: u32 = 15;
 /// The host replaces a file until the guest has seen that many versions of it.
 const VERSIONS_SEEN: u32 = 5;
 const VERSIONS_MAX: u32 = 20_000;
@@ -18,6 +19,31 @@ const VERSION_BYTES: usize = 64 << 10;
 /// The lab has one processor, of which the guest shall get the most.
 const PAUSE: Duration = Duration::from_millis(20);
 const FILES: u32 = 200;
+
+#[test]
+fn git_in_the_guest_and_git_on_the_host_do_not_disturb_each_other() -> Test {
+    let vm = Vm::boot()?;
+    // A `git status` that may not write its index back cannot be in another git's way.
+    let host = |args: &[&str]| vm.home.program("git").env("GIT_OPTIONAL_LOCKS", "0").args(args).ok();
+    host(&["init", "-q"])?;
+    host(&["-c", "user.name=h", "-c", "user.email=h@h", "commit", "-qm", "first", "--allow-empty"])?;
+    vm.exec("touch a b c")?;
+    let rounds =
+        format!("for i in $(seq {GIT_ROUNDS}); do git add . && git restore --staged . || exit; done");
+    thread::scope(|scope| -> Test {
+        let guest = scope.spawn(|| vm.command(["sh", "-c", &rounds]).deadline(DEADLINE).run());
+        while !guest.is_finished() {
+            let status = host(&["status", "--porcelain"])?;
+            ensure!(["A  a\nA  b\nA  c\n", "?? a\n?? b\n?? c\n"].contains(&status.as_str()), "{status}");
+        }
+        let done = guest.join().expect("it does not panic")?;
+        ensure!(done.code == 0 && done.stderr.is_empty(), "{}", done.err());
+        Ok(())
+    })?;
+    vm.exec("git add .")?;
+    assert_eq!(host(&["status", "--porcelain"])?, "A  a\nA  b\nA  c\n");
+    Ok(())
+}
 
 #[test]
 fn a_file_the_host_replaces_is_seen_whole_and_never_an_older_one() -> Test {
