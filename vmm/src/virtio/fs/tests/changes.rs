@@ -10,6 +10,7 @@ use rustix::fs::inotify::ReadFlags;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::client::{Bytes, Client};
+use crate::config::Rules;
 use crate::virtio::Memory;
 use crate::virtio::fs::changes::Changes;
 use crate::virtio::fs::opcode::Opcode;
@@ -30,6 +31,13 @@ impl Guest {
         let bytes = usize::try_from(TABLE * 8).unwrap();
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap());
         Self { client: Client::told(&memory), memory }
+    }
+
+    fn hiding(patterns: &[&str]) -> Self {
+        let Self { client, memory } = Self::new();
+        let hidden = patterns.iter().map(|pattern| pattern.as_bytes().to_vec()).collect();
+        let client = client.again(|share| share.rules = Rules { hidden, ..Rules::default() });
+        Self { client: client.announced(&memory), memory }
     }
 
     fn holds(&self, token: u64, ns: u32) -> bool {
@@ -226,6 +234,18 @@ fn more_changes_than_a_guest_takes_are_not_kept() {
     guest.write_host("2999", "text");
     guest.client.server.settle();
     assert_eq!(guest.believes(&file), (false, false), "caches do not depend on it");
+}
+
+#[test]
+fn of_what_is_hidden_nothing_is_told() {
+    let mut guest = Guest::hiding(&["secret", "d/key"]);
+    fs::create_dir(guest.client.host("d")).unwrap();
+    guest.lookup("d");
+    guest.told();
+    guest.write_host("secret", "text");
+    guest.write_host("d/key", "text");
+    fs::rename(guest.client.host("secret"), guest.client.host("known")).unwrap();
+    assert_eq!(guest.told(), [(ReadFlags::MOVED_TO, "known".to_owned(), false)]);
 }
 
 #[test]

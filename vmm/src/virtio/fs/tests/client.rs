@@ -102,11 +102,15 @@ impl Client {
 
     /// Serves a fresh folder to a guest that wants to know what the host changes, with the table of tokens in `memory`.
     pub fn told(memory: &Memory) -> Self {
-        let mut client = Self::new();
+        Self::new().announced(memory)
+    }
+
+    /// The same mount anew, for a guest that wants to know what the host changes.
+    pub fn announced(mut self, memory: &Memory) -> Self {
         let inotify = watch::inotify().expect("this test needs inotify");
-        client.server.announce(Changes::new(inotify, Arc::clone(memory), GuestAddress(0)));
-        client.init().unwrap();
-        client
+        self.server.announce(Changes::new(inotify, Arc::clone(memory), GuestAddress(0)));
+        self.init().unwrap();
+        self
     }
 
     /// The same folder, served anew and differently.
