@@ -16,7 +16,7 @@ test: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab
 bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/benches/runner
 
 .DEFAULT_GOAL := help
-.PHONY: help run build kernel template test test-share lint bench bench-virtual lab install deps
+.PHONY: help run build kernel template test test-share lint bench bench-virtual bench-share lab install deps
 
 help: ## show this
 	@echo "Coracle: make TARGET"
@@ -46,11 +46,14 @@ test-share: deps ## run the tests of a share at their full length: 4 million ope
 lint: deps ## check the format, the lints, the scripts, and the dependencies' licences
 	@.ci/lint
 
-bench: build ## measure starts and sessions by criterion, on this machine's KVM, or else in the lab
+bench: build ## measure starts and sessions by criterion on this machine's KVM, else in the lab; the share only on a KVM
 	cargo bench --locked -p benches
 
 bench-virtual: build ## measure in the lab's virtual time, beside QEMU microvm, against the committed budget
 	@benches/virtual
+
+bench-share: build ## measure a share beside the guest's own disk, in the lab (about 5 minutes)
+	@benches/share
 
 lab: build ## open a shell in the lab host, which has a real KVM and Coracle installed
 	@tests/lab/run --tty -- bash -l

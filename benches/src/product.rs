@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::phases::{self, Mark};
@@ -46,6 +46,12 @@ impl Product {
         let workspace = folder(&env::temp_dir())?;
         fs::write(workspace.path().join("file"), "a file of the user's\n").context("fill the workspace")?;
         Ok(Self { program, state, workspace })
+    }
+
+    /// The folder that its sandboxes share.
+    #[must_use]
+    pub fn workspace(&self) -> &Path {
+        self.workspace.path()
     }
 
     fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
@@ -110,6 +116,18 @@ impl Running<'_> {
     /// When it fails.
     pub fn session(&self) -> Result<Duration> {
         self.product.plain(&["exec", BOX, "true"])
+    }
+
+    /// What a command in `folder` of the guest prints.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn exec(&self, folder: &Path, argv: &[&str]) -> Result<String> {
+        let mut command = self.product.command(["exec", "-w"]);
+        let output = command.arg(folder).arg(BOX).args(argv).output().context("run coracle exec")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{argv:?} failed, {}: {}", output.status, said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The process id of its VMM, which is in the lock that it holds.
