@@ -102,7 +102,7 @@ require_sha256() {
 }
 
 # The lab's kernel is Linux as it is.
-patches() { [[ $1 == guest ]] && printf '%s\n' "$here"/patches/*.patch || true; }
+patches() { if [[ $1 == guest ]]; then printf '%s\n' "$here"/patches/*.patch; fi; }
 
 # The options that count: comments may change without a new build, "# CONFIG_X is not set" may not.
 options() { grep -E '^(CONFIG_|# CONFIG_[A-Z0-9_]+ is not set)' "$here/$1.config"; }
