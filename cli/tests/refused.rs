@@ -39,7 +39,7 @@ const USAGE: [Case; 31] = [
     (&["exec"], "exec needs NAME"),
     (&["exec", "box"], "exec needs a command"),
     (&["exec", "-d", "box", "x"], r#"unknown flag "-d""#),
-    (&["ls", "extra"], "Unrecognized argument: extra"),
+    (&["ls", "extra"], r#"ls does not take "extra""#),
     (&["stop"], "stop needs the name of a sandbox"),
     (&["rm"], "rm needs the name of a sandbox"),
     (&["ls", "-q", "--json"], "choose one"),
@@ -299,7 +299,7 @@ fn bad_environments() {
     check(
         &ran,
         "state that cannot be made",
-        "create /proc/nowhere/coracle/sandboxes; is your home folder writable?",
+        "create /proc/nowhere/coracle/sandboxes; set XDG_STATE_HOME to a folder that you may write to",
     );
     assert_eq!(home.snapshot(), before);
     let gone = home.path("gone");
