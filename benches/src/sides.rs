@@ -17,7 +17,7 @@ const MEMORY: &str = "512m";
 /// Where the guest's disk is mounted once more, outside of the overlay.
 const DISK: &str = "/mnt/bench";
 const MOUNT_DISK: &str =
-    "sudo mkdir -p /mnt && sudo mount /dev/vdb /mnt && sudo install -d -o agent -g agent /mnt/bench";
+    "sudo mkdir -p /mnt && sudo mount /dev/vda /mnt && sudo install -d -o agent -g agent /mnt/bench";
 const DROP_CACHES: &str = "sync; echo 3 | sudo tee /proc/sys/vm/drop_caches";
 /// Runs a script by the guest's own clock, and prints the nanoseconds: a session has costs that are no file system's.
 const TIMER: &str = "import subprocess, sys, time

@@ -24,8 +24,8 @@ pub const FORMAT: u32 = 1;
 pub const NAME_RULE: &str = "letters a-z, digits and hyphens, at most 63, and no hyphen first";
 const NAME_MAX: usize = 63;
 
-/// Two devices are the template and the sandbox's disk.
-const WORKSPACES_MAX: usize = DEVICES_MAX - 2;
+/// One device is the sandbox's disk.
+const WORKSPACES_MAX: usize = DEVICES_MAX - 1;
 const DISK_MIB_DEFAULT: u64 = 20 << 10;
 /// As far as the fresh image's file system is grown in tests.
 const DISK_MIB_MAX: u64 = 1 << 20;

@@ -2,17 +2,34 @@
 //! It owns the layout of the guest's file systems. It is pure: nothing happens before `apply`.
 
 use anyhow::{Result, ensure};
-use protocol::{BootConfig, Mount};
+use protocol::{BootConfig, LAYERS_MAX, Mount};
 use rustix::mount::MountFlags;
 
-/// Where the template is, before the root is switched.
-const LOWER: &str = "/lower";
+/// The template's layers, bottom first: their devices, and where they are before the root is switched.
+const LAYERS: [(&str, &str); LAYERS_MAX as usize] = [
+    ("/dev/vdb", "/lower0"),
+    ("/dev/vdc", "/lower1"),
+    ("/dev/vdd", "/lower2"),
+    ("/dev/vde", "/lower3"),
+    ("/dev/vdf", "/lower4"),
+    ("/dev/vdg", "/lower5"),
+    ("/dev/vdh", "/lower6"),
+    ("/dev/vdi", "/lower7"),
+    ("/dev/vdj", "/lower8"),
+    ("/dev/vdk", "/lower9"),
+    ("/dev/vdl", "/lower10"),
+    ("/dev/vdm", "/lower11"),
+    ("/dev/vdn", "/lower12"),
+    ("/dev/vdo", "/lower13"),
+    ("/dev/vdp", "/lower14"),
+    ("/dev/vdq", "/lower15"),
+];
 /// Where the sandbox's disk is. Later it can only be reached by an open file descriptor.
 pub const DISK: &str = "/disk";
 /// Where the container's root is put together.
 const ROOT: &str = "/root";
 /// The sandbox's disk.
-pub const DISK_DEVICE: &str = "/dev/vdb";
+pub const DISK_DEVICE: &str = "/dev/vda";
 
 /// Below these, everything is the kernel's or made at every start: a share there could not work, or would break what
 /// the container needs.
@@ -47,7 +64,7 @@ pub enum Step {
 
 /// All steps, in their order.
 pub fn plan(config: &BootConfig) -> Result<Vec<Step>> {
-    let mut steps = root(&config.hostname);
+    let mut steps = root(&config.hostname, config.layers);
     steps.extend(devices());
     steps.extend(kernel_file_systems());
     steps.push(Step::SwitchRoot { path: ROOT });
@@ -58,21 +75,27 @@ pub fn plan(config: &BootConfig) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The template, shared and read-only, under what this sandbox has changed.
-fn root(hostname: &str) -> Vec<Step> {
+/// The template's layers, shared and read-only, under what this sandbox has changed.
+fn root(hostname: &str, layers: u8) -> Vec<Step> {
+    let layers = &LAYERS[..usize::from(layers)];
+    let lower: Vec<_> = layers.iter().rev().map(|&(_, folder)| folder).collect();
     let hosts =
         format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
     // Without a uuid of its own, there is none to be written to the disk; nothing asks for it.
-    let overlay = format!("lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work,uuid=null");
-    vec![
-        mount("erofs", "/dev/vda", LOWER, MountFlags::RDONLY, ""),
+    let overlay = format!("lowerdir={},upperdir={DISK}/upper,workdir={DISK}/work,uuid=null", lower.join(":"));
+    let mut steps: Vec<_> = layers
+        .iter()
+        .map(|&(device, folder)| mount("erofs", device, folder, MountFlags::RDONLY, ""))
+        .collect();
+    steps.extend([
         mount("ext4", DISK_DEVICE, DISK, MountFlags::NOATIME, ""),
         // Straight into the upper layer: through the overlay each would be a copy of the template's first.
         Step::Seed { path: "/disk/upper/etc/hostname", text: format!("{hostname}\n") },
         Step::Seed { path: "/disk/upper/etc/hosts", text: hosts },
         mount("overlay", "overlay", ROOT, MountFlags::NOATIME, &overlay),
         Step::OpenDisk,
-    ]
+    ]);
+    steps
 }
 
 /// The kernel's own devtmpfs, as it is: it costs no system call per device, shows what appears later (loop devices,
@@ -130,7 +153,7 @@ mod tests {
 
     fn share(path: &str) -> BootConfig {
         let mount = Mount { tag: "ws0".into(), path: path.into(), read_only: false, file: None };
-        BootConfig { hostname: "shell-p".into(), mounts: vec![mount], ..BootConfig::default() }
+        BootConfig { hostname: "shell-p".into(), layers: 2, mounts: vec![mount], ..BootConfig::default() }
     }
 
     #[test]
@@ -146,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_an_overlay_of_template_and_disk() {
+    fn the_root_is_an_overlay_of_layers_and_disk() {
         let steps = plan(&share("/p")).unwrap();
         let targets: Vec<_> = steps
             .iter()
@@ -155,7 +178,11 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(targets[..3], [("erofs", "/lower"), ("ext4", "/disk"), ("overlay", "/root")]);
+        let (layers, others) = targets.split_at(2);
+        assert_eq!(layers, [("erofs", "/lower0"), ("erofs", "/lower1")]);
+        assert_eq!(others[..2], [("ext4", "/disk"), ("overlay", "/root")]);
+        let top_first = |it: &Step| matches!(it, Step::Mount { options, .. } if options.starts_with("lowerdir=/lower1:/lower0,"));
+        assert!(steps.iter().any(top_first));
     }
 
     #[test]

@@ -14,8 +14,10 @@ pub const CPUS_MAX: u8 = 64;
 pub const MEMORY_MIB_MIN: u32 = 128;
 /// The most memory, in MiB.
 pub const MEMORY_MIB_MAX: u32 = 512 << 10;
-/// The most disks and shares together: device slots left beside vsock and rng.
-pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 2;
+/// The most layers of a template.
+pub const LAYERS_MAX: usize = 16;
+/// The most disks and shares together: device slots left beside vsock, rng and layers.
+pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 2 - LAYERS_MAX;
 
 /// What a configuration asks for that there is not.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +26,8 @@ pub enum Error {
     Cpus(u8),
     #[error("{0} MiB of memory: there are between {MEMORY_MIB_MIN} and {MEMORY_MIB_MAX}")]
     Memory(u32),
+    #[error("{0} layers: at most {LAYERS_MAX} fit")]
+    Layers(usize),
     #[error("{0} disks and shares: at most {DEVICES_MAX} fit")]
     Devices(usize),
 }
@@ -43,6 +47,8 @@ pub struct Config {
     pub verbose_console: bool,
     /// In the guest: vda, vdb, … in this order.
     pub disks: Vec<Disk>,
+    /// Images that the guest only reads, and that nothing changes; the devices after the disks', in this order.
+    pub layers: Vec<File>,
     pub shares: Vec<Share>,
     pub vsock: Vsock,
     /// Receives the guest's serial output, at most `CONSOLE_LOG_MAX` bytes of it.
@@ -60,6 +66,9 @@ impl Config {
         }
         if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
             return Err(Error::Memory(self.memory_mib));
+        }
+        if self.layers.len() > LAYERS_MAX {
+            return Err(Error::Layers(self.layers.len()));
         }
         if devices > DEVICES_MAX {
             return Err(Error::Devices(devices));

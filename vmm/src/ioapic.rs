@@ -24,7 +24,7 @@ pub struct IoApic {
     id: AtomicU32,
     table: [AtomicU64; PINS],
     /// Lines raised while masked, delivered when they are unmasked.
-    pending: AtomicU32,
+    pending: AtomicU64,
     deliver: Box<dyn Fn(kvm_msi) + Send + Sync>,
 }
 
@@ -35,7 +35,7 @@ impl IoApic {
             select: AtomicU32::new(0),
             id: AtomicU32::new(0),
             table: [const { AtomicU64::new(MASKED) }; PINS],
-            pending: AtomicU32::new(0),
+            pending: AtomicU64::new(0),
             deliver: Box::new(deliver),
         }
     }

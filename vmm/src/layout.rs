@@ -32,7 +32,7 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 
 /// Pins 0 to 4 are left alone: the kernel has its own ideas of what is on them.
 pub const IRQ_BASE: u8 = 5;
-pub const IOAPIC_PINS: u8 = 24;
+pub const IOAPIC_PINS: u8 = 40;
 /// Devices that fit: one interrupt line each.
 pub const SLOTS_MAX: u8 = IOAPIC_PINS - IRQ_BASE;
 

@@ -2,6 +2,7 @@
 //! It owns the order in which everything is built, which decides how long a start takes, and the event loop.
 //! It is the only file that knows all the others.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -83,7 +84,8 @@ impl Vm {
         split_irqchip(&vm)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         let ioapic = Arc::new(io_apic(&vm));
-        let devices = build_devices(config.vsock, config.disks, config.shares, &memory, &ioapic)?;
+        let disks = config.disks.into_iter().chain(config.layers.into_iter().map(layer)).collect();
+        let devices = build_devices(config.vsock, disks, config.shares, &memory, &ioapic)?;
         let payload = Payload {
             kernel: &config.kernel,
             initramfs: &config.initramfs,
@@ -160,6 +162,10 @@ fn io_apic(vm: &Arc<VmFd>) -> IoApic {
     IoApic::new(move |message| {
         let _ = vm.signal_msi(message);
     })
+}
+
+fn layer(file: File) -> config::Disk {
+    config::Disk { file, read_only: true }
 }
 
 /// Builds the devices in the order of their slots. The guest names disks by that order.

@@ -127,17 +127,17 @@ fn machine(
         0 => None,
         seconds => Some(Duration::from_secs(seconds)),
     };
+    let layers = vec![open_part(&template.image)?];
+    let count = u8::try_from(layers.len()).context("count the template's layers")?;
     Ok(Config {
         cpus: config.cpus,
         memory_mib: config.memory_mib,
         kernel: open_part(&parts::kernel()?)?,
         initramfs: open_part(&parts::initramfs()?)?,
-        boot_file: boot_config(sandbox, config).encode().context("encode the boot configuration")?,
+        boot_file: boot_config(sandbox, config, count).encode().context("encode the boot configuration")?,
         verbose_console: console,
-        disks: vec![
-            Disk { file: open_part(&template.image)?, read_only: true },
-            Disk { file: disk.into(), read_only: false },
-        ],
+        disks: vec![Disk { file: disk.into(), read_only: false }],
+        layers,
         shares: shares(config)?,
         vsock: Vsock {
             listeners: vec![(protocol::PORT, listener)],
@@ -182,7 +182,7 @@ fn share(index: usize, workspace: &Workspace, hide: Vec<Vec<u8>>) -> Result<Shar
     Ok(Share { tag: tag(index), root, read_only: workspace.read_only, only, rules })
 }
 
-fn boot_config(sandbox: &Sandbox, config: &SandboxConfig) -> BootConfig {
+fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> BootConfig {
     let mount = |(index, workspace): (usize, &Workspace)| Mount {
         tag: tag(index),
         path: workspace.path.as_os_str().as_bytes().to_vec(),
@@ -195,6 +195,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig) -> BootConfig {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     BootConfig {
         hostname: sandbox.name.clone(),
+        layers,
         mounts,
         hot_memory: layout::hot_ranges(config.memory_mib),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),

@@ -48,6 +48,8 @@ pub const HOSTNAME_LEN_MAX: usize = 64;
 pub const TAG_LEN_MAX: usize = 36;
 /// Bytes of the reason of a failure; a longer one is cut.
 pub const MESSAGE_LEN_MAX: usize = 4 << 10;
+/// Layers of a template.
+pub const LAYERS_MAX: u8 = 16;
 /// Shares of a sandbox.
 pub const MOUNTS_MAX: usize = 64;
 /// Ranges of hot-added memory.
@@ -178,6 +180,8 @@ pub struct Mount {
 pub struct BootConfig {
     /// Of the sandbox.
     pub hostname: String,
+    /// How many layers the template has, 1 to [`LAYERS_MAX`].
+    pub layers: u8,
     /// In the order in which they are mounted: a share in another's folder comes after it.
     pub mounts: Vec<Mount>,
     /// Guest physical ranges (start, length) to hot-add after the first command has started.

@@ -4,8 +4,8 @@
 use crate::wire::{HEADER_LEN, Reader, Writer};
 use crate::{
     ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN, HOSTNAME_LEN_MAX,
-    HOT_MEMORY_MAX, Hello, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply, Request,
-    Role, SIGNAL_MAX, Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
+    HOT_MEMORY_MAX, Hello, LAYERS_MAX, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply,
+    Request, Role, SIGNAL_MAX, Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
 };
 
 const HELLO: u8 = 0x01;
@@ -155,6 +155,7 @@ impl Message for BootConfig {
     fn encode(&self) -> Result<Vec<u8>, Error> {
         let mut w = Writer::new(BOOT_CONFIG);
         w.bytes("hostname", HOSTNAME_LEN_MAX, self.hostname.as_bytes())?;
+        w.u8(layers(self.layers)?);
         w.list("mounts", MOUNTS_MAX, &self.mounts, |w, mount| mount.write(w))?;
         w.list("hot memory", HOT_MEMORY_MAX, &self.hot_memory, |w, &(start, length)| {
             w.u64(start);
@@ -171,13 +172,14 @@ impl Message for BootConfig {
         }
         let mut r = Reader::new(body);
         let hostname = r.text("hostname", HOSTNAME_LEN_MAX)?;
+        let layers = layers(r.u8("layers")?)?;
         let mounts = r.list("mounts", MOUNTS_MAX, Mount::read)?;
         let hot_memory = r.list("hot memory", HOT_MEMORY_MAX, |r| {
             Ok((r.u64("hot memory start")?, r.u64("hot memory length")?))
         })?;
         let wall_clock_ns = r.u64("wall clock")?;
         r.end()?;
-        Ok(Self { hostname, mounts, hot_memory, wall_clock_ns })
+        Ok(Self { hostname, layers, mounts, hot_memory, wall_clock_ns })
     }
 }
 
@@ -284,6 +286,13 @@ fn file_name(name: &[u8]) -> Result<&[u8], Error> {
         return Err(Error::Invalid { field: "file name", must: "a single name" });
     }
     no_nul("file name", name)
+}
+
+fn layers(count: u8) -> Result<u8, Error> {
+    match count {
+        1..=LAYERS_MAX => Ok(count),
+        _ => Err(Error::Invalid { field: "layers", must: "1 to 16" }),
+    }
 }
 
 fn signal(number: u8) -> Result<u8, Error> {

@@ -18,6 +18,7 @@ fn boot_config() -> BootConfig {
         Mount { tag: "ws1".into(), path: b"/a/b".to_vec(), read_only: true, file: Some(b"b".to_vec()) };
     BootConfig {
         hostname: "shell-p".into(),
+        layers: 2,
         mounts: vec![folder, file],
         hot_memory: vec![(0x2000_0000, 0x1000_0000), (1 << 32, u64::MAX)],
         wall_clock_ns: 1_766_000_000_123_456_789,
@@ -82,7 +83,7 @@ fn every_message_survives_the_wire_and_nothing_else_passes_for_it() {
     check(&hellos());
     check(&requests());
     check(&replies());
-    check(&[BootConfig::default(), boot_config()]);
+    check(&[BootConfig { layers: LAYERS_MAX, ..BootConfig::default() }, boot_config()]);
 }
 
 #[test]
@@ -172,6 +173,9 @@ fn values_that_mean_nothing_are_refused_on_both_sides() {
     Request::Signal(0).encode().unwrap_err();
     Request::decode(0x12, &[65]).unwrap_err();
     Hello::decode(0x01, &[&[1, 0][..], &[0; 16], &[5]].concat()).unwrap_err();
+    for layers in [0, LAYERS_MAX + 1] {
+        BootConfig { layers, ..boot_config() }.encode().unwrap_err();
+    }
     for name in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
         let mut config = boot_config();
         config.mounts[1].file = Some(name.to_vec());

@@ -64,9 +64,11 @@ pub fn boot_config_seeds() -> Vec<Vec<u8>> {
     };
     let config = BootConfig {
         hostname: "shell-proj".into(),
+        layers: 2,
         mounts: vec![mount("ws0", None), mount("ws1", Some(b"file"))],
         hot_memory: vec![(0x2000_0000, 0x1000_0000), (1 << 32, 1 << 30)],
         wall_clock_ns: 1 << 60,
     };
-    vec![config.encode().expect("this is good"), BootConfig::default().encode().expect("this too")]
+    let smallest = BootConfig { layers: 1, ..BootConfig::default() };
+    vec![config.encode().expect("this is good"), smallest.encode().expect("this too")]
 }
