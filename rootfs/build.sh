@@ -23,6 +23,10 @@ DPKG_OPTIONS=(
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*'
     --dpkgopt='path-exclude=/usr/share/lintian/*' --dpkgopt='path-exclude=/usr/share/bug/*'
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-include=/usr/share/locale/locale.alias'
+    --dpkgopt='path-exclude=/usr/share/docker.io/*' --dpkgopt='path-exclude=/usr/share/nodejs/*/docs/*'
+    # containerd's programs for people, and for versions of Docker before this one: 55 MB.
+    --dpkgopt='path-exclude=/usr/bin/ctr' --dpkgopt='path-exclude=/usr/bin/containerd-stress'
+    --dpkgopt='path-exclude=/usr/bin/containerd-shim' --dpkgopt='path-exclude=/usr/bin/containerd-shim-runc-v1'
 )
 
 # Root as far as file ownership goes: the real one, or that of a user namespace.
@@ -41,15 +45,26 @@ check_tools() {
         die "$(id -un) has no range in /etc/subuid; add one: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)"
 }
 
+# What this machine trusts, which may be more than Debian's list, for what the setup downloads: a file, perhaps an empty one.
+certificates() {
+    local file
+    for file in "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /dev/null; do
+        if [[ -r $file ]]; then cat "$file"; return; fi
+    done
+}
+
 # The hook gets the setup as text, not as a file, because a user namespace's root may not read the checkout, and for the same
 # reason gets other directories.
 bootstrap() {
     local tar=$1 packages
+    certificates >"$tar.crt"
     packages=$(sed 's/#.*//' "${package_lists[@]}" | xargs | tr ' ' ,)
     # shellcheck disable=SC2016  # $1 and the variable are the hook's
     SETUP=$(cat "${setups[@]}") SOURCE_DATE_EPOCH=$EPOCH TMPDIR=/tmp HOME=/ \
-        mmdebstrap --quiet --variant=minbase --include="$packages" "${DPKG_OPTIONS[@]}" --customize-hook='chroot "$1" bash -euo pipefail -c "$SETUP"' \
+        mmdebstrap --quiet --variant=minbase --include="$packages" "${DPKG_OPTIONS[@]}" \
+        --customize-hook="upload '$tar.crt' /trusted.crt" --customize-hook='chroot "$1" bash -euo pipefail -c "$SETUP"' \
         "$SUITE" "$tar" >&2
+    rm "$tar.crt"
 }
 
 # Reads the root's tar, writes the image. Everything it makes belongs to as_root, so it leaves nothing behind.
@@ -88,7 +103,7 @@ list_packages() {
 
 build() {
     local out=$1
-    say "template $name: Debian $SUITE and its packages (about 150 MB of download, 1 minute) ..."
+    say "template $name: Debian $SUITE and its packages (about 400 MB of download, 2 minutes) ..."
     bootstrap "$out/root.tar"
     say "template $name: packing the image ..."
     as_root sh -c "$PACK" "$EPOCH" "$UUID" <"$out/root.tar" >"$out/rootfs.erofs"
