@@ -17,6 +17,15 @@ mod parts;
 mod places;
 mod store;
 
+#[allow(dead_code, reason = "its first user comes next")]
+mod blobs;
+#[allow(dead_code, reason = "its first user comes next")]
+mod digest;
+#[allow(dead_code, reason = "its first user comes next")]
+mod fetch;
+#[allow(dead_code, reason = "its first user comes next")]
+mod progress;
+
 mod attach;
 mod command;
 mod launch;
@@ -24,10 +33,15 @@ mod report;
 mod session;
 
 mod output;
+#[allow(dead_code, reason = "its first user comes next")]
+mod program;
 mod sys;
 mod term;
 mod text;
 mod timings;
+
+#[cfg(test)]
+mod stand_in;
 
 use std::process::ExitCode;
 

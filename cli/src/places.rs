@@ -19,6 +19,12 @@ pub fn data() -> Result<PathBuf> {
     xdg("XDG_DATA_HOME", ".local/share")
 }
 
+/// What can be fetched again.
+#[allow(dead_code, reason = "its first user comes next")]
+pub fn cache() -> Result<PathBuf> {
+    xdg("XDG_CACHE_HOME", ".cache")
+}
+
 /// Policy and secrets.
 pub fn settings() -> Result<PathBuf> {
     xdg("XDG_CONFIG_HOME", ".config")
