@@ -107,9 +107,10 @@ impl Passthrough {
         self.checked_dir(parent)
     }
 
-    /// A file that is open and has no name left: there is none that could be hidden.
+    /// A file that is open or held and has no name left: there is none that could be hidden.
     fn unnamed(&self, node: Node) -> Result<(Arc<OwnedFd>, Statx), Errno> {
-        let fd = Arc::clone(&self.handles.any(node).ok_or(Errno::STALE)?.fd);
+        let open = self.handles.any(node).map(|handle| &handle.fd).or_else(|| self.replaced.get(node));
+        let fd = Arc::clone(open.ok_or(Errno::STALE)?);
         let stat = stat_fd(&fd)?;
         if stat.stx_nlink == 0 { Ok((fd, stat)) } else { Err(Errno::STALE) }
     }

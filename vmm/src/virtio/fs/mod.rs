@@ -32,6 +32,7 @@ mod ops_file;
 mod ops_xattr;
 mod passthrough;
 mod patterns;
+mod replaced;
 mod root;
 mod server;
 mod tokens;

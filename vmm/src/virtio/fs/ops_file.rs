@@ -46,6 +46,7 @@ impl Passthrough {
             flags |= OFlags::NOATIME;
         }
         let mut handle = Handle::new(self.root.reopen(fd.as_fd(), flags)?);
+        self.replaced.let_go(node);
         self.expect_file(node, OF_FILE);
         let stat = stat_fd(&handle.fd)?;
         if self.root.keeps_set_id && flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
@@ -77,7 +78,7 @@ impl Passthrough {
                 self.created(Handle::new(self.root.admit(fd)?), Some((parent, name)))
             }
             Err(Errno::EXIST) if request.flags & OFlags::EXCL.bits() == 0 => {
-                let entry = self.enter(parent, &dir, name)?;
+                let entry = self.enter_held(parent, &dir, name)?;
                 let opened = self.open(Node(entry.node), request.flags, request.open_flags);
                 opened.map(|open| (entry, open)).inspect_err(|_| self.forget(entry.node, 1))
             }

@@ -13,6 +13,7 @@ use super::changes::Changes;
 use super::dirs::Dirs;
 use super::handles::{Handle, Handles};
 use super::inode::{Identity, Node, Table};
+use super::replaced::Replaced;
 use super::root::{Root, stat_fd};
 use super::wire::{EntryOut, Name};
 
@@ -28,6 +29,7 @@ pub struct Passthrough {
     /// `None` when the guest's kernel cannot be told what the host changes.
     pub(super) changes: Option<Changes>,
     pub(super) dirs: Dirs,
+    pub(super) replaced: Replaced,
     /// Room for entries of a directory as the host's kernel gives them.
     pub(super) dents: Vec<u8>,
 }
@@ -36,8 +38,8 @@ impl Passthrough {
     /// As it is before the guest knows anything.
     pub fn new(root: Arc<Root>) -> Self {
         let table = Table::new(root.identity);
-        let (handles, dirs) = (Handles::default(), Dirs::default());
-        Self { root, table, handles, changes: None, dirs, dents: Vec::new() }
+        let (handles, dirs, replaced) = Default::default();
+        Self { root, table, handles, changes: None, dirs, replaced, dents: Vec::new() }
     }
 
     /// The guest knows nothing any more and has nothing open.
@@ -99,16 +101,14 @@ impl Passthrough {
             return Some(Arc::clone(&self.root.dir));
         }
         self.table.get(node).ok()?;
-        self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)))
+        let open = self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)));
+        open.or_else(|| self.replaced.get(node).cloned())
     }
 
     /// Opens `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
-    pub(super) fn open_in(&self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
-        let inode = self.table.get(node)?;
-        let (parent, name) = inode.location().ok_or(Errno::STALE)?;
-        let entered = self.table.get(parent)?.identity.dev;
-        let (fd, stat) = self.root.open_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
-        inode.check(&stat).map(|()| fd)
+    pub(super) fn open_in(&mut self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
+        let open = |root: &Root, entered, name: Name<'_>| root.open_entry(dir.as_fd(), entered, name);
+        self.look_in(node, open).map(|(fd, _)| fd)
     }
 
     /// The attributes of `node`, by a descriptor of it or by its name.
@@ -125,19 +125,52 @@ impl Passthrough {
     }
 
     /// Looks at `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
-    pub(super) fn stat_in(&self, dir: &OwnedFd, node: Node) -> Result<Statx, Errno> {
+    pub(super) fn stat_in(&mut self, dir: &OwnedFd, node: Node) -> Result<Statx, Errno> {
+        let stat = |root: &Root, entered, name: Name<'_>| {
+            root.stat_entry(dir.as_fd(), entered, name).map(|stat| ((), stat))
+        };
+        self.look_in(node, stat).map(|((), stat)| stat)
+    }
+
+    /// Finds `node` by its name. What is missed is better held at the next try.
+    fn look_in<T>(
+        &mut self,
+        node: Node,
+        find: impl FnOnce(&Root, u64, Name<'_>) -> Result<(T, Statx), Errno>,
+    ) -> Result<(T, Statx), Errno> {
         let inode = self.table.get(node)?;
         let (parent, name) = inode.location().ok_or(Errno::STALE)?;
         let entered = self.table.get(parent)?.identity.dev;
-        let stat = self.root.stat_entry(dir.as_fd(), entered, name).map_err(stale_if_gone)?;
-        inode.check(&stat).map(|()| stat)
+        let found = find(&self.root, entered, name).map_err(stale_if_gone);
+        let found = found.and_then(|found| inode.check(&found.1).map(|()| found));
+        if matches!(found, Err(Errno::STALE)) {
+            self.replaced.missed(parent, name);
+        }
+        found
     }
 
     /// Looks `name` up in `parent`, whose descriptor is `dir`, and lets the guest know the file.
     pub(super) fn enter(&mut self, parent: Node, dir: &OwnedFd, name: Name<'_>) -> Result<EntryOut, Errno> {
+        if self.replaced.has(parent, name) {
+            return self.enter_held(parent, dir, name);
+        }
         let entered = self.table.get(parent)?.identity.dev;
         let stat = self.root.stat_entry(dir.as_fd(), entered, name)?;
         self.introduce(&stat, Some((parent, name))).map(|(entry, _)| entry)
+    }
+
+    /// As `enter`, for a file that the guest is about to open: it can, whatever has the name by then.
+    pub(super) fn enter_held(
+        &mut self,
+        parent: Node,
+        dir: &OwnedFd,
+        name: Name<'_>,
+    ) -> Result<EntryOut, Errno> {
+        let entered = self.table.get(parent)?.identity.dev;
+        let (fd, stat) = self.root.open_entry(dir.as_fd(), entered, name)?;
+        let (entry, node) = self.introduce(&stat, Some((parent, name)))?;
+        self.replaced.hold(node, Arc::new(fd));
+        Ok(entry)
     }
 
     /// Lets the guest know a file.
@@ -166,6 +199,9 @@ impl Passthrough {
     /// The guest gives `count` lookups of `node` back.
     pub fn forget(&mut self, node: u64, count: u64) {
         self.table.forget(Node(node), count);
+        if self.table.get(Node(node)).is_err() {
+            self.replaced.let_go(Node(node));
+        }
         self.close_gone();
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -128,15 +128,31 @@ fn a_file_that_is_replaced_is_seen_whole_and_never_an_older_one() {
         });
         while !done.load(Ordering::SeqCst) {
             let at_least = written.load(Ordering::SeqCst);
-            // Replaced again between its lookup and its opening, and once more when Linux tries again: an error of its
-            // own, which no disk has, but no content.
-            let seen = match fs::read(mount.guest("f")) {
-                Err(error) if error.raw_os_error() == Some(libc::ESTALE) => continue,
-                read => read.unwrap(),
-            };
+            let seen = fs::read(mount.guest("f")).unwrap();
             let number = u64::from_le_bytes(seen[..8].try_into().unwrap());
             assert!(seen == version(number), "a torn file: {} bytes of {number}", seen.len());
             assert!(number >= at_least, "{number} was seen after {at_least} was written");
+        }
+    });
+}
+
+#[test]
+fn a_file_that_is_replaced_all_the_time_can_always_be_opened() {
+    let Some(mount) = Mount::of_user(HOST_ID) else { return };
+    let done = AtomicBool::new(false);
+    REPLACE(&mount.host("f"), b"text");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                REPLACE(&mount.host("f"), b"text");
+            }
+        });
+        let _ends = Ends(&done);
+        for round in 0..rounds(10_000, 200_000) {
+            let read = fs::read(mount.guest("f")).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert_eq!(read, b"text");
+            File::options().read(true).custom_flags(libc::O_CREAT).open(mount.guest("f")).unwrap();
+            assert_eq!(fs::metadata(mount.guest("f")).unwrap().len(), 4);
         }
     });
 }

@@ -1,5 +1,6 @@
 //! Entries and attributes: making, finding, naming, linking, removing, and what is told of them.
 
+use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ fn what_the_guest_makes_has_the_mode_it_asked_for() {
         assert_eq!(entry.attr.mode, libc::S_IFREG | mode);
         assert_eq!((entry.attr.uid, entry.attr.gid), (AGENT_ID, AGENT_ID));
         client.release(entry.node, fh).unwrap();
-        assert_eq!(std::fs::metadata(client.host(&name)).unwrap().mode(), libc::S_IFREG | mode);
+        assert_eq!(fs::metadata(client.host(&name)).unwrap().mode(), libc::S_IFREG | mode);
     }
     let dir = client.mkdir(root, "d").unwrap();
     assert_eq!(dir.attr.mode, libc::S_IFDIR | 0o755);
@@ -51,7 +52,7 @@ fn devices_and_set_id_bits_are_not_made_on_the_host() {
     let request = SetattrIn { valid: set::MODE, mode: 0o6755, ..SetattrIn::default() };
     assert_eq!(client.setattr(entry.node, request).unwrap().attr.mode & 0o7777, 0o755);
     // What the host's user has set stays when it is asked for again, and goes when it is not.
-    std::fs::set_permissions(client.host("f"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::set_permissions(client.host("f"), fs::Permissions::from_mode(0o4755)).unwrap();
     assert_eq!(client.setattr(entry.node, request).unwrap().attr.mode & 0o7777, 0o4755);
     let request = SetattrIn { mode: 0o755, ..request };
     assert_eq!(client.setattr(entry.node, request).unwrap().attr.mode & 0o7777, 0o755);
@@ -61,12 +62,12 @@ fn devices_and_set_id_bits_are_not_made_on_the_host() {
 fn attributes_are_the_hosts_to_the_nanosecond_and_the_block() {
     let mut client = Client::new();
     let root = client.root;
-    let file = std::fs::File::create(client.host("sparse")).unwrap();
+    let file = fs::File::create(client.host("sparse")).unwrap();
     file.set_len(1 << 30).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[1; 4096], 1 << 20).unwrap();
     file.sync_all().unwrap();
     let entry = client.lookup(root, "sparse").unwrap();
-    let host = std::fs::metadata(client.host("sparse")).unwrap();
+    let host = fs::metadata(client.host("sparse")).unwrap();
     let attr = client.getattr(entry.node).unwrap().attr;
     assert_eq!((attr.ino, attr.size, attr.blocks), (host.ino(), host.size(), host.blocks()));
     assert_eq!(i64::from(attr.mtime_ns), host.mtime_nsec());
@@ -79,14 +80,14 @@ fn attributes_are_the_hosts_to_the_nanosecond_and_the_block() {
         ..SetattrIn::default()
     };
     client.setattr(entry.node, request).unwrap();
-    let host = std::fs::metadata(client.host("sparse")).unwrap();
+    let host = fs::metadata(client.host("sparse")).unwrap();
     assert_eq!((host.atime(), host.atime_nsec()), (-5, 999_999_999));
     assert_eq!((host.mtime(), host.mtime_nsec()), (1_234_567_890, 123_456_789));
     let late = SetattrIn { mtime_ns: 1_000_000_000, ..request };
     assert_eq!(client.setattr(entry.node, late), Err(Errno::INVAL));
     let now = SetattrIn { valid: set::MTIME | set::MTIME_NOW, ..request };
     assert!(client.setattr(entry.node, now).unwrap().attr.mtime > 1_700_000_000);
-    assert_eq!(std::fs::metadata(client.host("sparse")).unwrap().atime(), -5);
+    assert_eq!(fs::metadata(client.host("sparse")).unwrap().atime(), -5);
 }
 
 #[test]
@@ -98,7 +99,7 @@ fn an_owner_is_always_the_hosts_user() {
         let attr = client.setattr(node, request).unwrap().attr;
         assert_eq!((attr.uid, attr.gid), (AGENT_ID, AGENT_ID));
     }
-    let host = std::fs::metadata(client.host("d")).unwrap();
+    let host = fs::metadata(client.host("d")).unwrap();
     assert_eq!(host.uid(), rustix::process::geteuid().as_raw());
 }
 
@@ -113,7 +114,7 @@ fn setattr_takes_every_combination_of_bits() {
         let _any = client.setattr(link, request);
         let _any = client.setattr(client.root, request);
     }
-    assert!(std::fs::symlink_metadata(client.host("l")).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(client.host("l")).unwrap().is_symlink());
     assert_eq!(
         client.setattr(entry.node, SetattrIn { valid: set::FH, fh: 99, ..SetattrIn::default() }),
         Err(Errno::BADF)
@@ -124,16 +125,16 @@ fn setattr_takes_every_combination_of_bits() {
 fn rename_replaces_refuses_to_and_exchanges() {
     let mut client = Client::new();
     let root = client.root;
-    std::fs::write(client.host("a"), "a").unwrap();
-    std::fs::write(client.host("b"), "b").unwrap();
+    fs::write(client.host("a"), "a").unwrap();
+    fs::write(client.host("b"), "b").unwrap();
     assert_eq!(client.rename((root, "a"), (root, "b"), NOREPLACE), Err(Errno::EXIST));
     client.rename((root, "a"), (root, "b"), EXCHANGE).unwrap();
-    assert_eq!(std::fs::read(client.host("a")).unwrap(), b"b");
+    assert_eq!(fs::read(client.host("a")).unwrap(), b"b");
     for flags in [NOREPLACE | EXCHANGE, WHITEOUT, 8, u32::MAX] {
         assert_eq!(client.rename((root, "a"), (root, "b"), flags), Err(Errno::INVAL), "{flags}");
     }
     client.rename((root, "a"), (root, "b"), 0).unwrap();
-    assert_eq!(std::fs::read(client.host("b")).unwrap(), b"b");
+    assert_eq!(fs::read(client.host("b")).unwrap(), b"b");
     assert_eq!(client.lookup(root, "a"), Err(Errno::NOENT));
     let dir = client.mkdir(root, "d").unwrap().node;
     assert_eq!(client.rename((root, "d"), (dir, "d"), 0), Err(Errno::INVAL));
@@ -145,7 +146,7 @@ fn a_renamed_directory_in_use_is_still_reached() {
     let root = client.root;
     let dir = client.mkdir(root, "old").unwrap().node;
     let other = client.mkdir(root, "other").unwrap().node;
-    std::fs::write(client.host("old/f"), "x").unwrap();
+    fs::write(client.host("old/f"), "x").unwrap();
     client.rename((root, "old"), (other, "new"), 0).unwrap();
     // The directory's descriptor is no longer there: it is found by its new place.
     client.server.forget_descriptors();
@@ -221,19 +222,50 @@ fn names_are_checked_by_every_operation() {
 fn a_file_put_in_the_place_of_another_is_not_taken_for_it() {
     let mut client = Client::new();
     let root = client.root;
-    std::fs::write(client.host("f"), "one").unwrap();
+    fs::write(client.host("f"), "one").unwrap();
     let old = client.lookup(root, "f").unwrap().node;
-    std::fs::remove_file(client.host("f")).unwrap();
+    fs::remove_file(client.host("f")).unwrap();
     assert_eq!(client.getattr(old), Err(Errno::STALE));
-    std::fs::write(client.host("f"), "two").unwrap();
+    fs::write(client.host("f"), "two").unwrap();
     // The host may well have given it the same inode number.
     assert_eq!(client.getattr(old), Err(Errno::STALE));
     assert_eq!(client.open(old, libc::O_RDONLY), Err(Errno::STALE));
     let new = client.lookup(root, "f").unwrap().node;
     assert_ne!(new, old);
-    std::fs::remove_file(client.host("f")).unwrap();
+    fs::remove_file(client.host("f")).unwrap();
     symlink("/etc/passwd", client.host("f")).unwrap();
-    assert_eq!(client.open(new, libc::O_RDONLY), Err(Errno::STALE));
+    // This one is held, as the name was missed before: it is still what it was.
+    let open = client.open(new, libc::O_RDONLY).unwrap();
+    assert_eq!(client.read(new, open, 0, 16).unwrap(), b"two");
+    assert_eq!(client.open(new, libc::O_RDONLY).err(), None, "its handle is open");
+    client.release(new, open).unwrap();
+}
+
+/// The guest's kernel tries once more when it hears ESTALE; the host may replace the file at every step of it.
+#[test]
+fn a_file_that_is_replaced_again_and_again_is_opened_at_the_second_try() {
+    let mut client = Client::new();
+    let replace = |client: &Client, text: &str| {
+        fs::write(client.host("new"), text).unwrap();
+        fs::rename(client.host("new"), client.host("f")).unwrap();
+    };
+    replace(&client, "first");
+    let first = client.lookup(client.root, "f").unwrap().node;
+    replace(&client, "second");
+    assert_eq!(client.open(first, libc::O_RDONLY), Err(Errno::STALE));
+    let second = client.lookup(client.root, "f").unwrap().node;
+    replace(&client, "third");
+    assert_eq!(client.getattr(second).unwrap().attr.nlink, 0);
+    let open = client.open(second, libc::O_RDONLY).unwrap();
+    assert_eq!(client.read(second, open, 0, 16).unwrap(), b"second");
+    // It is held by its handle alone from then on.
+    client.release(second, open).unwrap();
+    assert_eq!(client.open(second, libc::O_RDONLY), Err(Errno::STALE));
+    // One that the guest gives back is not held either.
+    let third = client.lookup(client.root, "f").unwrap().node;
+    client.forget(third, 1);
+    let held = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    assert_eq!(held.filter(|path| path.starts_with(client.host("f"))).count(), 0);
 }
 
 #[test]

@@ -164,6 +164,26 @@ fn an_open_file_outlives_its_name_where_something_is_hidden_too() {
 }
 
 #[test]
+fn a_file_that_is_held_is_lost_when_the_host_hides_it() {
+    let mut client = client(&["vault/*"]);
+    let replace = |client: &Client, to: &str| {
+        fs::write(client.host("new"), to).unwrap();
+        fs::rename(client.host("f"), client.host(to)).ok();
+        fs::rename(client.host("new"), client.host("f")).unwrap();
+    };
+    fs::create_dir(client.host("vault")).unwrap();
+    replace(&client, "gone");
+    let first = client.lookup(client.root, "f").unwrap().node;
+    replace(&client, "gone");
+    assert_eq!(client.open(first, libc::O_RDONLY), Err(Errno::STALE));
+    let second = client.lookup(client.root, "f").unwrap().node;
+    replace(&client, "vault/now");
+    assert_eq!(client.open(second, libc::O_RDONLY), Err(Errno::STALE), "it has a hidden name");
+    fs::remove_file(client.host("vault/now")).unwrap();
+    assert!(client.open(second, libc::O_RDONLY).is_ok(), "it has none");
+}
+
+#[test]
 fn a_folder_with_nothing_but_hidden_entries_is_empty_and_stays() {
     let mut client = usual();
     fs::remove_file(client.host("sub/seen")).unwrap();
