@@ -181,16 +181,21 @@ fn build_devices(
         let ioapic = Arc::clone(ioapic);
         Interrupt::new(move || ioapic.raise(irq))
     };
-    let vsock = Vsock::new(vsock).map_err(Error::Vsock)?;
+    let mut vsock = Vsock::new(vsock).map_err(Error::Vsock)?;
     let mut boxed: Vec<Box<dyn Device>> = Vec::with_capacity(disks.len() + shares.len() + 1);
     for (index, disk) in disks.into_iter().enumerate() {
         boxed.push(Box::new(Blk::new(disk).map_err(|source| Error::Disk { index, source })?));
     }
     boxed.push(Box::new(Rng::default()));
+    let mut settlers = Vec::with_capacity(shares.len());
     for share in shares {
         let tag = share.tag.clone();
-        boxed.push(Box::new(Fs::new(share).map_err(|source| Error::Share { tag, source })?));
+        let fs = Fs::new(share).map_err(|source| Error::Share { tag, source })?;
+        settlers.push(fs.settler());
+        boxed.push(Box::new(fs));
     }
+    // Who is told of a change by a program of the host finds it in the share.
+    vsock.before_delivery(move || settlers.iter().for_each(|settle| settle()));
     let others = boxed.into_iter().zip(1..);
     Ok(Devices {
         vsock: Mmio::new(Box::new(vsock), Memory::clone(memory), interrupt(0)),

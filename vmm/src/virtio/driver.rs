@@ -164,6 +164,12 @@ impl Driver {
         Some((head, bytes))
     }
 
+    /// Counts what the device has published as used, at any time.
+    pub fn used_count(&self) -> impl Fn() -> u16 + Send + 'static {
+        let (memory, address) = (Arc::clone(&self.memory), GuestAddress(self.used(2)));
+        move || memory.read_obj(address).unwrap()
+    }
+
     fn avail(&self, offset: u64) -> u64 {
         self.base + 16 * u64::from(self.size) + offset
     }

@@ -10,29 +10,24 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::inotify::ReadFlags;
 use rustix::fs::{FileType, Statx};
-use vm_memory::GuestAddress;
 
 use super::attr::kind;
 use super::inode::{Identity, Node};
+use super::notices::{ENTRY, Notices};
 use super::passthrough::Passthrough;
 use super::root::stat_fd;
-use super::tokens::{Tokens, dir_slot, entry_slot};
-use super::watch::{Event, Watches};
+use super::tokens::{dir_slot, entry_slot};
+use super::watch::Event;
 use super::wire::{HostChange, Name, Wire};
-use crate::virtio::Memory;
 
 /// Changes that wait for the guest to take them. When there are more it misses some; its caches are right all the same.
 const PENDING_MAX: usize = 1024;
 
-/// A name was given or taken.
-const ENTRY: ReadFlags =
-    ReadFlags::CREATE.union(ReadFlags::DELETE).union(ReadFlags::MOVED_FROM).union(ReadFlags::MOVED_TO);
-const MOVED: ReadFlags = ReadFlags::MOVED_FROM.union(ReadFlags::MOVED_TO);
 /// A directory is no longer where it was.
 const LEFT: ReadFlags = ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT);
 /// What can come of an operation on an open file.
@@ -41,8 +36,7 @@ pub const OF_FILE: ReadFlags = ReadFlags::MODIFY.union(ReadFlags::ATTRIB).union(
 /// What a mount knows of the host's changes.
 #[derive(Debug)]
 pub struct Changes {
-    watches: Watches,
-    tokens: Tokens,
+    notices: Arc<Notices>,
     /// What the request at hand causes, and where.
     own: Vec<(Place, ReadFlags)>,
     pending: VecDeque<Vec<u8>>,
@@ -56,25 +50,19 @@ enum Place {
 }
 
 impl Changes {
-    pub fn new(inotify: Arc<OwnedFd>, memory: Memory, table: GuestAddress) -> Self {
-        Self {
-            watches: Watches::new(inotify),
-            tokens: Tokens::new(memory, table),
-            own: Vec::new(),
-            pending: VecDeque::new(),
-        }
+    pub fn new(notices: Arc<Notices>) -> Self {
+        Self { notices, own: Vec::new(), pending: VecDeque::new() }
     }
 
     /// The guest knows nothing any more.
     pub fn clear(&mut self) {
-        self.watches.clear();
-        self.tokens.renew_all();
+        self.notices.clear();
         self.own.clear();
         self.pending.clear();
     }
 
-    pub fn forget_dir(&mut self, dir: Node) {
-        self.watches.remove(dir);
+    pub fn forget_dir(&self, dir: Node) {
+        self.notices.forget(dir);
     }
 
     /// The next change to be told, as it goes over the wire.
@@ -93,11 +81,11 @@ impl Passthrough {
     pub(super) fn watch(&mut self, node: Node) {
         let Some(changes) = &self.changes else { return };
         let local = self.table.get(node).is_ok_and(|inode| inode.identity.dev == self.root.identity.dev);
-        if changes.watches.has(node) || !local || !self.root.local {
+        if changes.notices.watches(node) || !local || !self.root.local {
             return;
         }
-        if let (Ok(fd), Some(changes)) = (self.dir(node), &mut self.changes) {
-            changes.watches.add(node, fd.as_fd());
+        if let (Ok(fd), Some(changes)) = (self.dir(node), &self.changes) {
+            changes.notices.watch(node, fd.as_fd());
         }
     }
 
@@ -107,24 +95,20 @@ impl Passthrough {
     }
 
     pub(super) fn watches(&self, dir: Node) -> bool {
-        self.changes.as_ref().is_some_and(|changes| changes.watches.has(dir))
+        self.changes.as_ref().is_some_and(|changes| changes.notices.watches(dir))
     }
 
     /// A token for the entry `name` of `dir`, as it is now; 0 if nobody would notice its change.
-    pub(super) fn entry_token(&mut self, dir: Node, name: Name<'_>) -> u64 {
-        match &mut self.changes {
-            Some(changes) if changes.watches.has(dir) => changes.tokens.get(entry_slot(dir, name)),
-            _ => 0,
-        }
+    pub(super) fn entry_token(&self, dir: Node, name: Name<'_>) -> u64 {
+        self.changes.as_ref().map_or(0, |changes| changes.notices.token(dir, entry_slot(dir, name)))
     }
 
     /// A token for the attributes of `node`, which are `stat` and were just found at `seen`.
     pub(super) fn attr_token(&mut self, node: Node, stat: &Statx, seen: Option<(Node, Name<'_>)>) -> u64 {
         let token = match (kind(stat), seen) {
-            (FileType::Directory, _) => match &mut self.changes {
-                Some(changes) if changes.watches.has(node) => changes.tokens.get(dir_slot(node)),
-                _ => 0,
-            },
+            (FileType::Directory, _) => {
+                self.changes.as_ref().map_or(0, |changes| changes.notices.token(node, dir_slot(node)))
+            }
             (FileType::RegularFile | FileType::Symlink, Some((dir, name)))
                 if stat.stx_nlink == 1 && self.is_local(stat) =>
             {
@@ -165,21 +149,21 @@ impl Passthrough {
 
     /// True if the guest may keep what it has cached of the file that it opens. What has changed unnoticed since the
     /// guest was told of it is noticed here.
-    pub(super) fn keeps_cache(&mut self, node: Node, stat: &Statx) -> bool {
-        let (Some(changes), Ok(inode)) = (&mut self.changes, self.table.get(node)) else { return false };
+    pub(super) fn keeps_cache(&self, node: Node, stat: &Statx) -> bool {
+        let (Some(changes), Ok(inode)) = (&self.changes, self.table.get(node)) else { return false };
         let Some((dir, name)) = inode.location().filter(|_| stat.stx_nlink == 1) else { return false };
-        if !changes.watches.has(dir) {
+        if !changes.notices.watches(dir) {
             return false;
         }
         if inode.told != signature(stat) {
-            changes.tokens.renew(entry_slot(dir, name));
+            changes.notices.renew(entry_slot(dir, name));
         }
         true
     }
 
     /// The request at hand causes `mask` at the entry `name` of `dir`.
     pub(super) fn expect_entry(&mut self, dir: Node, name: Name<'_>, mask: ReadFlags) {
-        if let Some(changes) = self.changes.as_mut().filter(|changes| changes.watches.has(dir)) {
+        if let Some(changes) = self.changes.as_mut().filter(|changes| changes.notices.watches(dir)) {
             changes.own.push((Place::Entry(dir, name.as_c_str().into()), mask));
         }
     }
@@ -192,18 +176,18 @@ impl Passthrough {
     }
 
     /// The guest has renamed something itself: what it knew of it by the old name is void, and by the new one.
-    pub(super) fn renamed(&mut self, dir: Node, name: Name<'_>) {
-        let Some(changes) = &mut self.changes else { return };
-        changes.tokens.renew(entry_slot(dir, name));
+    pub(super) fn renamed(&self, dir: Node, name: Name<'_>) {
+        let Some(changes) = &self.changes else { return };
+        changes.notices.renew(entry_slot(dir, name));
         if self.root.has_rules() {
-            changes.tokens.renew_all();
+            changes.notices.renew_all();
         }
     }
 
     /// Takes note of all that has changed up to now. To be called before the guest gets an answer.
     pub fn settle(&mut self) {
         let Some(changes) = &mut self.changes else { return };
-        let events = changes.watches.read();
+        let events = changes.notices.take();
         let own = std::mem::take(&mut changes.own);
         for event in &events {
             if !own.iter().any(|(place, mask)| event.mask.intersects(*mask) && self.is_at(event, place)) {
@@ -226,22 +210,15 @@ impl Passthrough {
 
     /// Somebody on the host has changed something.
     fn note(&mut self, event: &Event) {
-        let Some(changes) = &mut self.changes else { return };
-        let Some(dir) = event.dir else { return changes.tokens.renew_all() };
-        if event.name.is_none() || event.mask.intersects(ENTRY) {
-            changes.tokens.renew(dir_slot(dir));
-        }
+        let Some(changes) = &self.changes else { return };
+        changes.notices.void(event);
+        let Some(dir) = event.dir else { return };
         let Some(name) = event.name.as_deref().and_then(|name| Name::new(name).ok()) else {
             if event.mask.intersects(LEFT) {
                 self.left(dir);
             }
             return;
         };
-        changes.tokens.renew(entry_slot(dir, name));
-        if event.mask.intersects(MOVED) && self.root.has_rules() {
-            // With a folder, what is in it may have come under a rule.
-            changes.tokens.renew_all();
-        }
         if self.check_visible(dir, name).is_err() || self.check_reached(dir).is_err() {
             return;
         }
@@ -263,10 +240,10 @@ impl Passthrough {
         let stat = self.root.stat_entry(fd.as_fd(), self.root.identity.dev, name).ok()?;
         let node = self.table.find(&Identity::of(&stat))?;
         if stat.stx_nlink > 1
-            && let (Some(changes), Ok(inode)) = (&mut self.changes, self.table.get(node))
+            && let (Some(changes), Ok(inode)) = (&self.changes, self.table.get(node))
             && let Some((dir, name)) = inode.location()
         {
-            changes.tokens.renew(entry_slot(dir, name));
+            changes.notices.renew(entry_slot(dir, name));
         }
         Some(node)
     }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use self::notices::Notices;
 pub use self::patterns::{BadPattern, Patterns};
 use self::root::Root;
 pub use self::server::Server;
@@ -24,6 +25,7 @@ mod handles;
 mod ids;
 mod inode;
 mod jail;
+mod notices;
 mod opcode;
 mod ops_attr;
 mod ops_dir;
@@ -72,6 +74,7 @@ pub struct Fs {
     config: [u8; TAG_MAX + 4],
     /// Readable when the host has changed something.
     inotify: Option<Arc<OwnedFd>>,
+    notices: Arc<Notices>,
     worker: Option<Worker>,
     /// Workers the host's file system has not let go of. As long as there is one, no other is started, so that a guest
     /// which resets the device again and again does not collect threads.
@@ -90,7 +93,14 @@ impl Fs {
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_MAX..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
         let (root, inotify) = (Arc::new(Root::new(share)?), watch::inotify());
-        Ok(Self { root, tag, config, inotify, worker: None, stuck: None })
+        Ok(Self { root, tag, config, inotify, notices: Arc::default(), worker: None, stuck: None })
+    }
+
+    /// To be called before the host's words reach the guest by another way than this share: what they may be about is then
+    /// no longer in the guest's caches. It does not wait for the share.
+    pub fn settler(&self) -> impl Fn() + Send + use<> {
+        let notices = Arc::clone(&self.notices);
+        move || notices.settle()
     }
 }
 
@@ -109,7 +119,8 @@ impl Device for Fs {
         if self.stuck.is_none() {
             let server = Server::of(Arc::clone(&self.root));
             // Without a thread the share does not answer, and the first kick says so.
-            self.worker = Worker::start(&self.tag, memory, queues, server, self.inotify.clone()).ok();
+            let outlook = self.inotify.clone().map(|inotify| (inotify, Arc::clone(&self.notices)));
+            self.worker = Worker::start(&self.tag, memory, queues, server, outlook).ok();
         }
     }
 
@@ -121,6 +132,7 @@ impl Device for Fs {
         if let Some(worker) = self.worker.take() {
             self.stuck = worker.stop();
         }
+        self.notices.end();
     }
 }
 

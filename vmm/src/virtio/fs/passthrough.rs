@@ -101,7 +101,8 @@ impl Passthrough {
             return Some(Arc::clone(&self.root.dir));
         }
         self.table.get(node).ok()?;
-        let open = self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)));
+        let open =
+            self.dirs.get(node).or_else(|| self.handles.any(node).map(|handle| Arc::clone(&handle.fd)));
         open.or_else(|| self.replaced.get(node).cloned())
     }
 
@@ -238,7 +239,7 @@ impl Passthrough {
     /// Nothing is kept of the directory that would be used without looking where it is.
     pub(super) fn forget_dir(&mut self, node: Node) {
         self.dirs.remove(node);
-        if let Some(changes) = &mut self.changes {
+        if let Some(changes) = &self.changes {
             changes.forget_dir(node);
         }
     }

@@ -4,6 +4,7 @@
 //! buffer.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -12,11 +13,14 @@ use vm_memory::VolatileSlice;
 use super::changes::Changes;
 use super::dispatch::{Call, dispatch};
 use super::inode::Node;
+use super::notices::{Notices, Watching};
 use super::opcode::{Effect, Opcode};
 use super::ops_dir::READDIR_MAX;
 use super::ops_file::IO_MAX;
 use super::passthrough::Passthrough;
 use super::root::Root;
+use super::tokens::Tokens;
+use super::watch::Watches;
 use super::wire::{Body, InHeader, InitIn, InitOut, MAJOR, MINOR, OutHeader, Wire, WriteIn, init};
 use crate::config::Share;
 use crate::virtio::{BrokenQueue, Reader, Writer};
@@ -69,8 +73,15 @@ impl Server {
     }
 
     /// From the next mount on the guest is told what the host changes.
-    pub(super) fn announce(&mut self, changes: Changes) {
-        self.files.changes = Some(changes);
+    pub(super) fn announce(
+        &mut self,
+        notices: &Arc<Notices>,
+        watches: Watches,
+        tokens: Tokens,
+        wake: &Arc<OwnedFd>,
+    ) {
+        notices.begin(Watching::new(watches, tokens, self.files.root.has_rules(), Arc::clone(wake)));
+        self.files.changes = Some(Changes::new(Arc::clone(notices)));
     }
 
     /// Takes note of what the host has changed while there was no request.

@@ -42,6 +42,13 @@ pub struct Event {
     pub name: Option<CString>,
 }
 
+impl Event {
+    /// Stands for changes that were not kept.
+    pub fn lost() -> Self {
+        Self { dir: None, mask: ReadFlags::QUEUE_OVERFLOW, cookie: 0, name: None }
+    }
+}
+
 #[derive(Debug)]
 pub struct Watches {
     inotify: Arc<OwnedFd>,

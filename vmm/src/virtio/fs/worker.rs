@@ -18,9 +18,10 @@ use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::CHANGES_QUEUE;
-use super::changes::Changes;
+use super::notices::Notices;
 use super::server::Server;
-use super::tokens::TABLE_BYTES;
+use super::tokens::{TABLE_BYTES, Tokens};
+use super::watch::Watches;
 use crate::virtio::{BrokenQueue, Memory, Queue};
 
 /// How long `stop` waits for a request to end. The machine waits with it, so it is short; a request that takes longer
@@ -36,10 +37,12 @@ struct Shared {
     queues: Mutex<Option<Vec<Queue>>>,
     broken: AtomicBool,
     /// Readable when the worker has something to do.
-    wake: OwnedFd,
-    /// Readable when the host has changed something.
-    inotify: Option<Arc<OwnedFd>>,
+    wake: Arc<OwnedFd>,
+    /// Readable when the host has changed something, and what is then noticed.
+    outlook: Option<Outlook>,
 }
+
+type Outlook = (Arc<OwnedFd>, Arc<Notices>);
 
 /// Why a worker ends.
 enum End {
@@ -66,7 +69,7 @@ impl Shared {
     /// Waits for a kick, the end, or a change of the host's.
     fn sleep(&self) {
         let wake = PollFd::new(&self.wake, PollFlags::IN);
-        let inotify = self.inotify.as_ref().map(|inotify| PollFd::new(inotify, PollFlags::IN));
+        let inotify = self.outlook.as_ref().map(|(inotify, _)| PollFd::new(inotify, PollFlags::IN));
         let mut fds: Vec<_> = std::iter::once(wake).chain(inotify).collect();
         // A signal is as good a reason to look as any.
         let _ = poll(&mut fds, None);
@@ -89,20 +92,20 @@ pub struct Worker {
 
 impl Worker {
     /// Starts serving. The queues may hold requests already.
-    /// `inotify` is where the host's changes are read, for a driver that wants to know them.
+    /// `outlook` is where the host's changes are seen, for a driver that wants to know them.
     pub fn start(
         name: &str,
         memory: Memory,
         queues: Vec<Queue>,
         server: Server,
-        inotify: Option<Arc<OwnedFd>>,
+        outlook: Option<Outlook>,
     ) -> io::Result<Self> {
         let (until_end, ended) = channel();
         let shared = Arc::new(Shared {
             queues: Mutex::new(Some(queues)),
             broken: AtomicBool::new(false),
-            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
-            inotify,
+            wake: Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?),
+            outlook,
         });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -167,8 +170,14 @@ fn announce(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<(),
         Ok(chain.and_then(|chain| chain.only_buffer(TABLE_BYTES)))
     })?;
     let aligned = table.filter(|table| table.0.is_multiple_of(size_of::<u64>() as u64));
-    if let (Some(table), Some(inotify)) = (aligned, &shared.inotify) {
-        server.announce(Changes::new(Arc::clone(inotify), Arc::clone(memory), table));
+    if let (Some(table), Some((inotify, notices))) = (aligned, &shared.outlook) {
+        let watches = Watches::new(Arc::clone(inotify));
+        let tokens = Tokens::new(Arc::clone(memory), table);
+        // Under the lock, so that nothing is begun after `stop`.
+        shared.with(|_| {
+            server.announce(notices, watches, tokens, &shared.wake);
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! comes on a vCPU's, `ready` on the event loop's, and neither waits. What the bytes mean is not its business.
 //! Source: virtio 1.2, 5.10 "Socket Device".
 
+use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -72,6 +73,16 @@ pub struct Vsock {
     /// Since when there has been no connection.
     idle_since: Option<u64>,
     goodbye: Goodbye,
+    before_delivery: BeforeDelivery,
+}
+
+/// What is done before the guest sees anything from the host.
+struct BeforeDelivery(Box<dyn Fn() + Send>);
+
+impl fmt::Debug for BeforeDelivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BeforeDelivery")
+    }
 }
 
 impl Vsock {
@@ -100,7 +111,13 @@ impl Vsock {
             idle_timeout_ns: config.idle_timeout.map(timeout_ns),
             idle_since: None,
             goodbye: Goodbye { port, bytes, said: false, near_end: None },
+            before_delivery: BeforeDelivery(Box::new(|| ())),
         })
+    }
+
+    /// Has `act` done each time, after bytes were taken from the host and before the guest can see them. It must not wait.
+    pub fn before_delivery(&mut self, act: impl Fn() + Send + 'static) {
+        self.before_delivery = BeforeDelivery(Box::new(act));
     }
 
     /// The guest serves its ports from now on. Until then connections wait in their listeners.
@@ -134,7 +151,7 @@ impl Vsock {
     fn progress(&mut self) -> Result<(), BrokenQueue> {
         let Some(rings) = &mut self.rings else { return Ok(()) };
         let tx_left = rings.receive(&mut self.streams)?;
-        let rx_left = rings.send(&mut self.streams)?;
+        let rx_left = rings.send(&mut self.streams, &self.before_delivery)?;
         self.streams.park();
         // If the guest has not even made room for its resets, it will kick when it does.
         self.plan(rx_left || tx_left && !self.streams.is_backed_up());
@@ -316,7 +333,7 @@ impl Rings {
     }
 
     /// Gives packets to the guest. True if there may be more, and room for them.
-    fn send(&mut self, streams: &mut Streams) -> Result<bool, BrokenQueue> {
+    fn send(&mut self, streams: &mut Streams, before: &BeforeDelivery) -> Result<bool, BrokenQueue> {
         let mut bytes = 0;
         let mut left = true;
         for _ in 0..PACKETS_MAX {
@@ -333,6 +350,7 @@ impl Rings {
             };
             if streams.fill(&mut chain.writer)? {
                 bytes += chain.writer.written() as usize;
+                (before.0)();
                 self.rx.complete(&self.memory, chain)?;
             } else {
                 self.rx.put_back(chain);

@@ -108,6 +108,30 @@ fn an_answer_never_comes_before_what_it_follows_from() {
     assert_eq!((effect.attr.size, guest.believes(&cause)), (12, (false, false)));
 }
 
+/// As for the first answer, when the share is asked nothing: the host's words come by another way.
+#[test]
+fn nothing_else_reaches_the_guest_before_what_it_follows_from() {
+    let mut guest = Guest::new();
+    guest.write_host("cause", "");
+    let (cause, missing) = (guest.lookup("cause"), guest.lookup("new"));
+    guest.client.notices.settle();
+    assert_eq!(guest.believes(&cause), (true, true), "nothing has happened");
+    guest.write_host("cause", "changed");
+    guest.write_host("new", "");
+    guest.client.notices.settle();
+    assert_eq!((guest.believes(&cause), guest.believes(&missing).0), ((false, false), false));
+    // Who watches in the guest is told all the same, once.
+    let told = guest.told();
+    let made = |(mask, name, _): &&_| (*mask, name) == (ReadFlags::CREATE, &"new".to_owned());
+    assert_eq!(told.iter().filter(made).count(), 1, "{told:?}");
+    let cause = guest.lookup("cause");
+    assert_eq!((cause.attr.size, guest.believes(&cause)), (7, (true, true)));
+    guest.client.notices.end();
+    guest.write_host("cause", "again");
+    guest.client.notices.settle();
+    assert_eq!(guest.believes(&cause), (true, true), "its memory is not touched any more");
+}
+
 #[test]
 fn that_a_name_is_not_there_holds_until_it_is() {
     let mut guest = Guest::new();

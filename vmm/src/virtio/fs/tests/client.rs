@@ -8,16 +8,18 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
 use crate::config::{Rules, Share};
 use crate::virtio::Memory;
-use crate::virtio::fs::changes::Changes;
+use crate::virtio::fs::notices::Notices;
 use crate::virtio::fs::opcode::Opcode;
 use crate::virtio::fs::server::Server;
-use crate::virtio::fs::watch;
+use crate::virtio::fs::tokens::Tokens;
+use crate::virtio::fs::watch::{self, Watches};
 use crate::virtio::fs::wire::{
     AttrOut, CreateIn, Dirent, EntryOut, ForgetIn, GetattrIn, InHeader, InitIn, InitOut, LinkIn, MAJOR,
     MkdirIn, MknodIn, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, ReleaseIn, Rename2In, SetattrIn, Wire,
@@ -38,6 +40,8 @@ pub struct Client {
     room: Vec<u8>,
     /// What no reply may contain.
     pub secret: &'static [u8],
+    /// What another way to the guest would ask.
+    pub notices: Arc<Notices>,
 }
 
 /// A request's body, put together.
@@ -97,6 +101,7 @@ impl Client {
             folder,
             room: vec![0; ROOM],
             secret: b"",
+            notices: Arc::default(),
         }
     }
 
@@ -108,7 +113,9 @@ impl Client {
     /// The same mount anew, for a guest that wants to know what the host changes.
     pub fn announced(mut self, memory: &Memory) -> Self {
         let inotify = watch::inotify().expect("this test needs inotify");
-        self.server.announce(Changes::new(inotify, Arc::clone(memory), GuestAddress(0)));
+        let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let tokens = Tokens::new(Arc::clone(memory), GuestAddress(0));
+        self.server.announce(&self.notices, Watches::new(inotify), tokens, &Arc::new(wake));
         self.init().unwrap();
         self
     }

@@ -14,6 +14,27 @@ fn each_client_gets_a_port_of_its_own() {
     guest.settle();
 }
 
+/// What the host's programs did before they wrote is taken note of before the guest can know what they wrote.
+#[test]
+fn the_guest_sees_nothing_before_what_has_to_be_done_first() {
+    let mut guest = Guest::new();
+    let (mut client, _) = guest.connect();
+    let used = guest.rx.used_count();
+    let (done, log) = std::sync::mpsc::channel();
+    guest.vsock.before_delivery(move || done.send(used()).unwrap());
+    let before = guest.rx.used_count();
+    for text in [&b"one"[..], b"two"] {
+        let published = before();
+        client.write_all(text).unwrap();
+        guest.turn();
+        assert_eq!(log.try_recv(), Ok(published), "when it is done nothing is published");
+        assert_eq!((before(), guest.receive().unwrap().1), (published + 1, text.to_vec()));
+    }
+    drop(client);
+    guest.turn();
+    assert!(log.try_recv().is_ok(), "that a client is gone may mean something too");
+}
+
 /// A guest that sends back what it gets, both sides as fast as they can, with rings that wrap around many times.
 #[test]
 fn ten_mebibytes_come_back_as_they_were() {
