@@ -88,7 +88,8 @@ fn root(hostname: &str, layers: u8) -> Vec<Step> {
         .map(|&(device, folder)| mount("erofs", device, folder, MountFlags::RDONLY, ""))
         .collect();
     steps.extend([
-        mount("ext4", DISK_DEVICE, DISK, MountFlags::NOATIME, ""),
+        // What is deleted goes back to the host some seconds later, in the background.
+        mount("ext4", DISK_DEVICE, DISK, MountFlags::NOATIME, "discard"),
         // Straight into the upper layer: through the overlay each would be a copy of the template's first.
         Step::Seed { path: "/disk/upper/etc/hostname", text: format!("{hostname}\n") },
         Step::Seed { path: "/disk/upper/etc/hosts", text: hosts },

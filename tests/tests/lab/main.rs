@@ -6,6 +6,7 @@ mod bad_input;
 mod churn;
 mod coherence;
 mod crash;
+mod disk;
 mod hangs;
 mod hostile;
 mod lifecycle;
