@@ -44,9 +44,9 @@ impl Blobs {
     }
 
     pub fn at(cache: &Path) -> Result<Self> {
-        let blobs = Self { root: cache.join("blobs") };
+        let blobs = Self { root: cache.to_owned() };
         for algorithm in ["sha256", "sha512"] {
-            let folder = blobs.root.join(algorithm);
+            let folder = cache.join("blobs").join(algorithm);
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
             made.with_context(|| {
                 format!("create {}; set XDG_CACHE_HOME to a folder that you may write to", plain(&folder))
@@ -75,15 +75,19 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// Puts bytes into the cache.
-    pub fn write(&self, bytes: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(bytes);
-        if let Claim::Ours(mut partial) = self.claim(&digest)? {
+    /// Puts bytes into the cache, once they are found to be what the digest says.
+    pub fn write(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        if let Claim::Ours(mut partial) = self.claim(digest)? {
             partial.restart()?;
             partial.append(bytes)?;
             partial.finish()?;
         }
-        Ok(digest)
+        Ok(())
+    }
+
+    /// The folder of the cache, in which others keep notes about it.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The file, or the right to make it. Waits while another process makes it.
@@ -135,7 +139,7 @@ impl Blobs {
     }
 
     fn folder(&self, digest: &Digest) -> PathBuf {
-        self.root.join(digest.algorithm())
+        self.root.join("blobs").join(digest.algorithm())
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -239,7 +243,7 @@ mod tests {
     use super::*;
 
     fn files(blobs: &Blobs) -> usize {
-        fs::read_dir(blobs.root.join("sha256")).unwrap().count()
+        fs::read_dir(blobs.root.join("blobs/sha256")).unwrap().count()
     }
 
     fn ours(blobs: &Blobs, digest: &Digest) -> Partial {
@@ -279,7 +283,7 @@ mod tests {
         let error = partial.finish().unwrap_err().to_string();
         assert!(error.contains(&digest.to_string()), "{error}");
         assert_eq!(files(&blobs), 0);
-        let path = blobs.root.join("sha256").join(digest.hex());
+        let path = blobs.root.join("blobs/sha256").join(digest.hex());
         fs::write(path, "hallo").unwrap();
         assert!(blobs.read(&digest, 100).is_err(), "what rots in the cache is noticed");
     }
@@ -311,13 +315,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::at(folder.path()).unwrap();
         for (name, age) in [(".a.partial", 30), (".b.partial", 1), ("c", 30)] {
-            let file = File::create(blobs.root.join("sha256").join(name)).unwrap();
+            let file = File::create(blobs.root.join("blobs/sha256").join(name)).unwrap();
             let then = SystemTime::now() - Duration::from_secs(age * 24 * 3600);
             file.set_modified(then).unwrap();
         }
         let blobs = Blobs::at(folder.path()).unwrap();
         assert_eq!(files(&blobs), 2);
-        assert!(!blobs.root.join("sha256/.a.partial").exists());
+        assert!(!blobs.root.join("blobs/sha256/.a.partial").exists());
         assert!(blobs.check_room(u64::MAX).is_err());
     }
 }

@@ -23,6 +23,8 @@ mod blobs;
 mod digest;
 #[allow(dead_code, reason = "its first user comes next")]
 mod fetch;
+#[allow(dead_code, unused_imports, reason = "its first user comes next")]
+mod oci;
 #[allow(dead_code, reason = "its first user comes next")]
 mod progress;
 

@@ -117,7 +117,8 @@ impl Progress {
         )]
         let rate = (moved as f64 / seconds) as u64;
         let of = if state.total > state.done { format!(" of {}", mib(state.total)) } else { String::new() };
-        format!("{}: {}{of} MiB, {} MiB/s", self.what, mib(state.done), mib(rate))
+        let how = if moved == 0 { "nothing to fetch".into() } else { format!("{} MiB/s", mib(rate)) };
+        format!("{}: {}{of} MiB, {how}", self.what, mib(state.done))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -140,6 +141,7 @@ mod tests {
         let progress = Progress::of("pulling \u{1b}[2Jx", Form::Silent);
         progress.expect(10 << 20);
         progress.found(3 << 20);
+        assert!(progress.line(&progress.lock()).ends_with(": 3.0 of 10.0 MiB, nothing to fetch"));
         progress.advance(3 << 20);
         progress.retreat(1 << 20);
         let line = progress.line(&progress.lock());
