@@ -80,13 +80,14 @@ PACK='set -eu
 
 # template.json as the CLI wants it: what the template says, and what only the build knows.
 describe() {
-    python3 - "$1" "$2" "$here/templates/$1/template.json" <<'PYTHON'
+    python3 - "$1" "$2" "$here/templates/$1/template.json" "Debian $SUITE" <<'PYTHON'
 import hashlib, json, os, sys
-name, out, source = sys.argv[1:]
+name, out, source = sys.argv[1:4]
 image = os.path.join(out, "rootfs.erofs")
 with open(image, "rb") as f:
     digest = hashlib.file_digest(f, "sha256").hexdigest()
-built = {"name": name, "format": 1, "rootfs": "rootfs.erofs", "size": os.path.getsize(image), "sha256": digest}
+layers = [{"sha256": digest, "size": os.path.getsize(image)}]
+built = {"format": 2, "name": name, "origin": sys.argv[4], "layers": layers}
 with open(source) as f:
     built.update(json.load(f))
 with open(os.path.join(out, "template.json"), "w") as f:

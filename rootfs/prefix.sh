@@ -36,6 +36,11 @@ link() {
     mv "$2.new" "$2"
 }
 
+# The name of a template's layer is its hash, which the build has computed.
+layer_hash() {
+    python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["layers"][0]["sha256"])' "$1/template.json"
+}
+
 copy "$programs/coracle" "$prefix/bin/coracle"
 
 mkdir -p "$share"
@@ -48,7 +53,16 @@ link "$kernel" "$share/vmlinux"
 disks=$("$here/disks.sh")
 for disk in "$disks"/*.ext4; do link "$disk" "$share/${disk##*/}"; done
 
+# Layers that an older build has left are nobody's.
+layers=()
 for name in "${TEMPLATES[@]}"; do
     template=$("$here/build.sh" "$name")
-    for file in "$template"/*; do link "$file" "$share/templates/$name/${file##*/}"; done
+    link "$template/template.json" "$share/templates/$name/template.json"
+    link "$template/packages.txt" "$share/templates/$name/packages.txt"
+    layers+=("$(layer_hash "$template").erofs")
+    link "$template/rootfs.erofs" "$share/layers/${layers[-1]}"
 done
+for old in "$share"/layers/*; do
+    if [[ " ${layers[*]} " != *" ${old##*/} "* ]]; then rm "$old"; fi
+done
+for agent in "$here"/agents/*.toml; do copy "$agent" "$share/agents/${agent##*/}"; done

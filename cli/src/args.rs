@@ -8,12 +8,13 @@ use argh::{ArgsInfo, CommandInfoWithArgs, EarlyExit, FromArgs};
 use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
-use crate::cmd::{Typed, doctor, exec, ls, rm, run, stop, version, vmm};
+use crate::cmd::{Typed, agents, doctor, exec, ls, rm, run, stop, template, version, vmm};
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
-pub const NAMES: [&str; 8] = ["run", "exec", "ls", "stop", "rm", "doctor", "version", "help"];
+pub const NAMES: [&str; 10] =
+    ["run", "exec", "ls", "stop", "rm", "agents", "template", "doctor", "version", "help"];
 
 #[derive(FromArgs)]
 #[argh(
@@ -47,6 +48,8 @@ pub enum Command {
     Ls(ls::Args),
     Stop(stop::Args),
     Rm(rm::Args),
+    Agents(agents::Args),
+    Template(template::Args),
     Doctor(doctor::Args),
     Version(version::Args),
 }
@@ -59,11 +62,17 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "ls" => (ls::Args::get_args_info(), Tail::None),
         "stop" => (stop::Args::get_args_info(), Tail::None),
         "rm" => (rm::Args::get_args_info(), Tail::None),
+        "agents" => (agents::Args::get_args_info(), Tail::None),
         "doctor" => (doctor::Args::get_args_info(), Tail::None),
         "version" => (version::Args::get_args_info(), Tail::None),
         "vmm" => (vmm::Args::get_args_info(), Tail::None),
-        _ => return None,
+        _ => return template::describe(name).map(|info| (info, Tail::None)),
     })
+}
+
+/// The commands of a group.
+pub fn members(group: &str) -> Option<&'static [&'static str]> {
+    (group == "template").then_some(&template::NAMES)
 }
 
 /// Parses and runs a command line. The first value is whether all causes of an error are wanted.
@@ -91,6 +100,8 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
         Command::Ls(args) => args.run(typed),
         Command::Stop(args) => args.run(typed),
         Command::Rm(args) => args.run(typed),
+        Command::Agents(args) => args.run(typed),
+        Command::Template(args) => args.run(typed),
         Command::Doctor(args) => args.run(typed),
         Command::Version(args) => args.run(typed),
     }

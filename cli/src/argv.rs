@@ -47,6 +47,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Line, String> {
             Some("-V" | "--version") => return Ok(Line { words: vec!["version".into()], ..line }),
             Some("-v" | "--verbose") => line.verbose = true,
             Some("help") => return help(args.next(), args.next(), line),
+            Some(group) if args::members(group).is_some() => return member(group, args, line),
             Some(name) if let Some((info, tail)) = args::describe(name) => {
                 let pass = Pass { name, flags: info.flags, seen: Vec::new(), args, out: Vec::new() };
                 return pass.sort(tail, line);
@@ -55,6 +56,28 @@ pub fn parse(args: Vec<OsString>) -> Result<Line, String> {
         }
     }
     Ok(Line { words: vec!["--help".into()], ..line })
+}
+
+/// A command that is one of a group, such as `template ls`.
+fn member(group: &str, mut args: IntoIter<OsString>, line: Line) -> Result<Line, String> {
+    let members = args::members(group).unwrap_or_default();
+    let help = Line { words: vec![group.into(), "--help".into()], ..Line::default() };
+    let Some(typed) = args.next() else {
+        return Err(format!("{group} needs one of: {}; see coracle {group} --help", members.join(", ")));
+    };
+    match typed.to_str() {
+        Some("-h" | "--help" | "help") => Ok(help),
+        Some(name) if members.contains(&name) => {
+            let name = format!("{group} {name}");
+            let (info, tail) = args::describe(&name).ok_or_else(|| unknown_command(&typed))?;
+            Pass { name: &name, flags: info.flags, seen: Vec::new(), args, out: Vec::new() }.sort(tail, line)
+        }
+        name => {
+            let guess = name.and_then(|typed| nearest(typed, members.iter().copied()));
+            let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
+            Err(format!("{group} has no {}; {guess}coracle {group} --help lists what it has", quoted(&typed)))
+        }
+    }
 }
 
 fn help(topic: Option<OsString>, extra: Option<OsString>, line: Line) -> Result<Line, String> {
@@ -103,7 +126,7 @@ impl Pass<'_> {
                 b"--" if !flags_ended => flags_ended = true,
                 b"-v" | b"--verbose" if !flags_ended => line.verbose = true,
                 b"-h" | b"--help" if !flags_ended => {
-                    return Ok(Line { words: vec![self.name.into(), "--help".into()], tail: None, ..line });
+                    return Ok(Line { words: self.words(["--help".into()]), tail: None, ..line });
                 }
                 [b'-', b'-', ..] if !flags_ended => self.long(&encode(&arg))?,
                 [b'-', _, ..] if !flags_ended => self.cluster(&encode(&arg))?,
@@ -118,8 +141,14 @@ impl Pass<'_> {
             }
         }
         // The `--` keeps argh from taking a path for a flag by its first character.
-        line.words = [vec![self.name.into()], self.out, vec!["--".into()], positionals].concat();
+        let out = [std::mem::take(&mut self.out), vec!["--".into()], positionals].concat();
+        line.words = self.words(out);
         Ok(line)
+    }
+
+    /// The command's name, of which each word is one for argh, and what follows it.
+    fn words(&self, rest: impl IntoIterator<Item = String>) -> Vec<String> {
+        self.name.split(' ').map(String::from).chain(rest).collect()
     }
 
     /// `--key value`, `--key=value`, `--switch`, `--switch=false`.

@@ -84,12 +84,6 @@ impl Blobs {
         }
         Ok(())
     }
-
-    /// The folder of the cache, in which others keep notes about it.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The file, or the right to make it. Waits while another process makes it.
     pub fn claim(&self, digest: &Digest) -> Result<Claim> {
         let target = self.path(digest);

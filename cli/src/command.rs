@@ -1,4 +1,4 @@
-//! What a session is to run: template, sandbox and command line put together.
+//! What a session is to run: image, sandbox and command line put together.
 //! It owns which of them wins. It encodes nothing and sends nothing.
 
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,6 @@ use anyhow::{Result, ensure};
 use protocol::{Exec, Stdio};
 
 use crate::config::SandboxConfig;
-use crate::parts::Template;
 use crate::session::Command;
 use crate::{env, term};
 
@@ -22,23 +21,25 @@ pub struct Wishes<'a> {
     pub stdio: Stdio,
 }
 
-/// The command for a sandbox: it starts in the first workspace, as the template's user, unless something else was wished.
-pub fn build(
-    template: &Template,
-    config: &SandboxConfig,
-    argv: Vec<Vec<u8>>,
-    wishes: &Wishes<'_>,
-) -> Result<Command> {
+/// Where programs are, for an image that does not say.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command for a sandbox: it starts in the first workspace, as the image's user, unless something else was wished.
+pub fn build(config: &SandboxConfig, argv: Vec<Vec<u8>>, wishes: &Wishes<'_>) -> Result<Command> {
     let stored = config.env();
     let term = matches!(wishes.stdio, Stdio::Tty(_)).then(env::term);
-    let layers = template.env.iter().map(OsStr::new).chain(term.as_deref());
+    let image = [PATH].into_iter().chain(config.image.env.iter().map(String::as_str)).map(OsStr::new);
+    let layers = image.chain(term.as_deref());
     let layers = layers.chain(stored.iter().chain(wishes.env).map(OsString::as_os_str));
     let first = config.workspaces[0].path.as_os_str();
     Command::new(Exec {
         argv,
         env: env::merge(layers),
         cwd: wishes.workdir.unwrap_or(first).as_bytes().to_vec(),
-        user: wishes.user.unwrap_or(&template.user).to_owned(),
+        user: match wishes.user.unwrap_or(&config.image.user) {
+            "" => "0".to_owned(),
+            user => user.to_owned(),
+        },
         stdio: wishes.stdio,
     })
 }

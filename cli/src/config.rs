@@ -14,13 +14,15 @@ use vmm::virtio::fs::Patterns;
 use crate::agents::{self, Agent};
 use crate::cmd::run;
 use crate::parts::DISK_MIB_MIN;
+use crate::templates::images::{self, Pull};
+use crate::templates::{self, Image, Template};
 use crate::text::{Raw, decode, encode, plain, quoted};
 use crate::units;
 use crate::workspace::{self, Workspace};
 use crate::{env, git, places};
 
 /// Of config.json; raised when an older Coracle could not read it.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 pub const NAME_RULE: &str = "letters a-z, digits and hyphens, at most 63, and no hyphen first";
 const NAME_MAX: usize = 63;
 
@@ -44,8 +46,9 @@ pub struct SandboxConfig {
     /// 12 hexadecimal digits.
     pub id: String,
     pub agent: String,
-    /// The template it was made from.
-    pub template_sha256: String,
+    /// The template it was made from; what that was then is its own now.
+    pub template: String,
+    pub image: Image,
     /// Seconds since the epoch.
     pub created_s: u64,
     pub cpus: u8,
@@ -82,6 +85,7 @@ impl SandboxConfig {
             .iter()
             .all(|it| it.worktrees.is_empty() || it.read_only && it.worktrees.len() <= git::WORKTREES_MAX);
         let whole = id
+            && config.image.check().is_ok()
             && repositories
             && paths
             && Patterns::new(&config.hide()).is_ok()
@@ -107,7 +111,10 @@ impl SandboxConfig {
 /// What one `run` asks for, checked. `None` is: whatever the sandbox has, or the default for a new one.
 #[derive(Debug)]
 pub struct Request {
-    pub agent: &'static Agent,
+    pub agent: Agent,
+    /// Of the template; `None` is the agent's.
+    pub template: Option<String>,
+    pub pull: Pull,
     pub name: Option<String>,
     pub cpus: Option<u8>,
     pub memory_mib: Option<u32>,
@@ -125,6 +132,12 @@ pub struct Request {
 impl Request {
     pub fn new(args: &run::Args) -> Result<Self> {
         let agent = agents::find(&args.agent.0)?;
+        let template = args.template.as_ref().map(check_template).transpose()?;
+        let pull = args.pull.as_ref().map(|when| Pull::parse(&when.0)).transpose()?.unwrap_or_default();
+        ensure!(
+            args.pull.is_none() || template.is_some(),
+            "--pull is about the image of --template; give one, or leave it out"
+        );
         let name = args.name.as_ref().map(|name| check_name(&name.0).context("--name")).transpose()?;
         let cpus = flag(args.cpus.as_ref(), "--cpus", |text| {
             units::count(text, "a number of CPUs", 1, CPUS_MAX.into()).map_err(|error| anyhow!(error))
@@ -146,6 +159,8 @@ impl Request {
         let ephemeral = args.rm;
         Ok(Self {
             agent,
+            template,
+            pull,
             name,
             cpus,
             memory_mib,
@@ -174,12 +189,13 @@ impl Request {
     }
 
     /// The sandbox to create for it.
-    pub fn config(&self, id: String, template_sha256: String, created_s: u64) -> SandboxConfig {
+    pub fn config(&self, id: String, template: &Template, created_s: u64) -> SandboxConfig {
         SandboxConfig {
             format: FORMAT,
             id,
-            agent: self.agent.name.to_owned(),
-            template_sha256,
+            agent: self.agent.name.clone(),
+            template: template.name.clone(),
+            image: self.agent.image(&template.image),
             created_s,
             cpus: self.cpus.unwrap_or_else(default_cpus),
             memory_mib: self.memory_mib.unwrap_or_else(default_memory_mib),
@@ -208,6 +224,11 @@ impl Request {
             "sandbox {name} is of agent {}; {remedy}",
             plain(&config.agent)
         );
+        let written_out = |name: &String| match images::reference(name) {
+            Ok(Some(reference)) => reference.to_string(),
+            _ => name.clone(),
+        };
+        differs("--template", self.template.as_ref().map(written_out), config.template.clone())?;
         differs("--cpus", self.cpus.map(|it| it.to_string()), config.cpus.to_string())?;
         let memory = |mib: u32| units::show_mib(mib.into());
         differs("--memory", self.memory_mib.map(memory), memory(config.memory_mib))?;
@@ -323,6 +344,14 @@ fn check_hide<'a>(typed: impl Iterator<Item = &'a OsStr>, workspaces: &[Workspac
     let bytes: Vec<&[u8]> = hide.iter().map(|pattern| pattern.as_bytes()).collect();
     workspace::check_shown(workspaces, &Patterns::new(&bytes).context("--hide")?)?;
     Ok(hide)
+}
+
+fn check_template(typed: &Raw) -> Result<String> {
+    let name = typed.0.to_str().filter(|name| templates::is_name(name));
+    let name = name
+        .with_context(|| format!("--template {} is not the name of a template or image", quoted(&typed.0)))?;
+    images::reference(name).context("--template")?;
+    Ok(name.to_owned())
 }
 
 pub fn check_workdir(typed: &Raw) -> Result<OsString> {

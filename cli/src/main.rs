@@ -16,16 +16,12 @@ mod disk;
 mod parts;
 mod places;
 mod store;
+mod templates;
 
-#[allow(dead_code, reason = "its first user comes next")]
 mod blobs;
-#[allow(dead_code, reason = "its first user comes next")]
 mod digest;
-#[allow(dead_code, reason = "its first user comes next")]
 mod fetch;
-#[allow(dead_code, unused_imports, reason = "its first user comes next")]
 mod oci;
-#[allow(dead_code, reason = "its first user comes next")]
 mod progress;
 
 mod attach;
@@ -35,7 +31,6 @@ mod report;
 mod session;
 
 mod output;
-#[allow(dead_code, reason = "its first user comes next")]
 mod program;
 mod sys;
 mod term;

@@ -3,15 +3,14 @@
 //! `fetch` has the network and `blobs` the files.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 mod credentials;
 mod image;
@@ -42,7 +41,6 @@ const WORKERS: usize = 3;
 /// An index may lead to an index, but not for ever.
 const INDEXES_MAX: usize = 3;
 const SETTINGS_MAX: u64 = 1 << 20;
-const NOTE_MAX: u64 = 4096;
 
 /// registries.json in the folder of settings.
 #[derive(Debug, Default, Deserialize)]
@@ -70,50 +68,13 @@ pub fn pull(blobs: &Blobs, reference: &Reference, progress: &Progress) -> Result
         registries: Registries::read(&places::settings()?.join("registries.json"))?,
         credentials: Credentials::load()?,
     };
-    let image = source.pull(reference, progress)?;
-    remember(blobs, reference, &image.digest)?;
-    Ok(image)
-}
-
-/// The image that was pulled by that name, if all of it is in the cache. The network is not asked.
-pub fn cached(blobs: &Blobs, reference: &Reference) -> Option<Image> {
-    let mut json = Vec::new();
-    let note = File::open(note_path(blobs, reference)).ok()?;
-    note.take(NOTE_MAX).read_to_end(&mut json).ok()?;
-    let note: Note =
-        serde_json::from_slice(&json).ok().filter(|note: &Note| note.reference == reference.to_string())?;
-    Image::open(blobs, &note.manifest).ok()
+    source.pull(reference, progress)
 }
 
 /// The images of an OCI layout (a folder or an archive of one) or of an archive of `docker save`, with the names that they
 /// have there.
 pub fn load(blobs: &Blobs, path: &Path, progress: &Progress) -> Result<Vec<(Option<String>, Image)>> {
     layout::load(blobs, path, progress).with_context(|| format!("load {}", plain(path)))
-}
-
-/// Which manifest a reference led to: a file for each, so that no two processes write the same one half.
-#[derive(Serialize, Deserialize)]
-struct Note {
-    reference: String,
-    manifest: Digest,
-}
-
-fn remember(blobs: &Blobs, reference: &Reference, manifest: &Digest) -> Result<()> {
-    let path = note_path(blobs, reference);
-    let note = Note { reference: reference.to_string(), manifest: manifest.clone() };
-    let json = serde_json::to_vec(&note).context("encode a reference")?;
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().expect("a note is in a folder");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let temporary = path.with_extension(std::process::id().to_string());
-        File::create(&temporary)?.write_all(&json)?;
-        fs::rename(&temporary, &path)
-    };
-    write().with_context(|| format!("write {}", plain(&path)))
-}
-
-fn note_path(blobs: &Blobs, reference: &Reference) -> PathBuf {
-    blobs.root().join("references").join(Digest::of(reference.to_string().as_bytes()).hex())
 }
 
 impl Registries {

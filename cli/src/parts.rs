@@ -1,55 +1,28 @@
-//! The files that a sandbox is made of (kernel, initramfs, fresh disks, template) and the check that they are whole.
+//! The files that a sandbox is made of (kernel, initramfs, fresh disks) and the check that they are whole.
 //! A missing, cut or foreign one is named here, before anything is created, rather than by a guest that does not boot.
-//! It reads a few bytes of each; it does not compute the hash of a template, which would take longer than a start.
+//! It reads a few bytes of each. What the root is made of is in `templates`.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
 
 use crate::places;
-use crate::text::{plain, quoted};
+use crate::text::plain;
 
 /// The fresh disks, smallest first: size in MiB and file.
 const DISKS: [(u64, &str); 2] = [(1 << 10, "disk-1g.ext4"), (20 << 10, "disk-20g.ext4")];
 /// The smallest disk that a sandbox can have, in MiB.
 pub const DISK_MIB_MIN: u64 = DISKS[0].0;
-const TEMPLATE_JSON_MAX: u64 = 64 << 10;
-const TEMPLATE_FORMAT: u32 = 1;
 
-/// What a template's template.json says.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Template {
-    pub format: u32,
-    /// The image's file name.
-    pub rootfs: String,
-    /// Its size in bytes.
-    pub size: u64,
-    pub sha256: String,
-    pub command: Vec<String>,
-    pub env: Vec<String>,
-    pub user: String,
-    /// Where the image is.
-    #[serde(skip)]
-    pub image: PathBuf,
-}
-
-/// What a sandbox is made from.
-#[derive(Debug)]
-pub struct Ready {
-    pub template: Template,
-    pub fresh_disk: PathBuf,
-}
-
-/// The parts of a sandbox that is to be started, once all of them are found to be whole.
-pub fn ready(template_name: &str, disk_mib: u64) -> Result<Ready> {
-    let find = || -> Result<Ready> {
+/// The fresh disk for a sandbox that is to be started, once all other parts are found to be whole.
+pub fn ready(disk_mib: u64) -> Result<PathBuf> {
+    let find = || -> Result<PathBuf> {
         kernel()?;
         initramfs()?;
-        Ok(Ready { fresh_disk: disk(disk_mib)?, template: template(template_name)? })
+        disk(disk_mib)
     };
     find().context("Coracle is not installed completely; install it again (coracle doctor tells more)")
 }
@@ -75,52 +48,19 @@ pub fn disks() -> Result<Vec<PathBuf>> {
     DISKS.iter().map(|(size, _)| disk(*size)).collect()
 }
 
-/// The template of that name: the user's own, else the installed one.
-pub fn template(name: &str) -> Result<Template> {
-    let own = places::data()?.join("templates").join(name);
-    let folder = if own.exists() { own } else { places::share()?.join("templates").join(name) };
-    let path = folder.join("template.json");
-    let mut template = read_template(&path).with_context(|| broken("template", &path))?;
-    template.image = folder.join(&template.rootfs);
-    part("template", template.image.clone(), |file, length| {
-        ensure!(length == template.size, "is {length} bytes long, but template.json says {}", template.size);
-        check_magic(file, 1024, &EROFS_MAGIC, "an EROFS image")
-    })?;
-    Ok(template)
-}
-
-fn read_template(path: &Path) -> Result<Template> {
-    let (file, length) = open(path)?;
-    let mut json = Vec::with_capacity(usize::try_from(length.min(TEMPLATE_JSON_MAX)).unwrap_or(0) + 1);
-    file.take(TEMPLATE_JSON_MAX + 1).read_to_end(&mut json).context("cannot be read")?;
-    ensure!(json.len() as u64 <= TEMPLATE_JSON_MAX, "is too long");
-    let template: Template =
-        serde_json::from_slice(&json).context("is not what a template.json should be")?;
-    ensure!(
-        template.format == TEMPLATE_FORMAT,
-        "has format {}, this Coracle reads {TEMPLATE_FORMAT}",
-        template.format
-    );
-    let plain_name =
-        Path::new(&template.rootfs).file_name().is_some_and(|name| name == template.rootfs.as_str());
-    ensure!(plain_name, "names the image {}, which is not a file name", quoted(&template.rootfs));
-    ensure!(!template.command.is_empty(), "has no command");
-    Ok(template)
-}
-
 /// A path, once `check` has found the file at it to be whole.
-fn part(what: &str, path: PathBuf, check: impl FnOnce(&File, u64) -> Result<()>) -> Result<PathBuf> {
+pub fn part(what: &str, path: PathBuf, check: impl FnOnce(&File, u64) -> Result<()>) -> Result<PathBuf> {
     let checked = open(&path).and_then(|(file, length)| check(&file, length));
     checked.with_context(|| broken(what, &path))?;
     Ok(path)
 }
 
-fn broken(what: &str, path: &Path) -> String {
+pub fn broken(what: &str, path: &Path) -> String {
     format!("{what} {}", plain(path))
 }
 
 /// A regular file and its length.
-fn open(path: &Path) -> Result<(File, u64)> {
+pub fn open(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!("it is missing"),
         _ => anyhow::anyhow!("it cannot be opened: {error}"),
@@ -172,10 +112,7 @@ fn check_ext4(file: &File, length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Linux fs/erofs/erofs_fs.h, EROFS_SUPER_MAGIC_V1.
-const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
-
-fn check_magic(file: &File, offset: u64, magic: &[u8], what: &str) -> Result<()> {
+pub fn check_magic(file: &File, offset: u64, magic: &[u8], what: &str) -> Result<()> {
     let mut start = vec![0; magic.len()];
     read_at(file, &mut start, offset)?;
     ensure!(start == magic, "it is not {what}");

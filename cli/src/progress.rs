@@ -46,6 +46,7 @@ impl Progress {
     }
 
     /// For those who do not want to know.
+    #[cfg(test)]
     pub fn silent() -> Self {
         Self::of("", Form::Silent)
     }

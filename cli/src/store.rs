@@ -96,6 +96,22 @@ impl Store {
         Ok(names)
     }
 
+    /// The names of sandboxes that are being made, whoever makes them.
+    pub fn drafts(&self) -> Result<Vec<std::ffi::OsString>> {
+        let entries = fs::read_dir(&self.path).with_context(|| format!("read {}", plain(&self.path)))?;
+        let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+        Ok(names.filter(|name| name.as_encoded_bytes().starts_with(NEW.as_bytes())).collect())
+    }
+
+    /// The folder of a sandbox, or of one that is being made; `None` when it is gone.
+    pub fn open_folder(&self, name: &OsStr) -> Result<Option<Sandbox>> {
+        match openat(&self.dir, name, OFlags::RDONLY | DIRECTORY, Mode::empty()) {
+            Ok(dir) => Ok(Some(Sandbox { name: plain(name), path: self.path.join(name), dir })),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("open sandbox {}", quoted(name))),
+        }
+    }
+
     /// The sandbox of exactly this name.
     pub fn open_sandbox(&self, name: &OsStr) -> Result<Option<Sandbox>> {
         let Some(name) = name.to_str().filter(|name| config::is_name(name)) else {

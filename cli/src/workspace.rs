@@ -87,7 +87,6 @@ fn resolve_one(typed: &OsStr, primary: bool, private: &[PathBuf]) -> Result<Work
     let (path, read_only) = split_mode(typed);
     ensure!(!path.is_empty(), "is empty; name a folder");
     ensure!(path.len() < PATH_MAX, "is {} bytes long; Linux allows {}", path.len(), PATH_MAX - 1);
-    ensure!(!(primary && read_only), "the first workspace must be writable; put the one with :ro after it");
     let path = fs::canonicalize(path).map_err(|error| explain(&error, path))?;
     ensure!(path.as_os_str().len() < PATH_MAX, "is longer than {} bytes", PATH_MAX - 1);
     let kind = fs::metadata(&path).context("cannot be looked at")?.file_type();

@@ -34,10 +34,10 @@ fn dockers_spellings_become_arghs() {
             "run shell --",
             "run --name=x shell",
             "run --name= shell",
-            "run -it shell",
-            "run -itd shell",
+            "run --tty shell",
+            "run -dt docker.io/library/debian shell",
             "run -m4g -eA=1 -e=B=2 -e C=3 shell",
-            "run -itm 4g shell",
+            "run -dm 4g shell",
             "run shell --cpus 2 a b:ro",
             "run --rm=false --detach=true shell",
             "run --timings shell",
@@ -46,6 +46,9 @@ fn dockers_spellings_become_arghs() {
             "run shell -v",
             "exec box ls -la -- x",
             "exec -it box bash",
+            "template ls -q",
+            "template build --download-only claude",
+            "template rm a b",
             "exec box -- ls",
             "exec -- box ls",
             "exec -e A=1 box -v",
@@ -61,10 +64,10 @@ fn dockers_spellings_become_arghs() {
             run shell --                               => run -- shell | 
             run --name=x shell                         => run --name x -- shell
             run --name= shell                          => run --name  -- shell
-            run -it shell                              => run --interactive --tty -- shell
-            run -itd shell                             => run --interactive --tty --detach -- shell
+            run --tty shell                            => run --tty -- shell
+            run -dt docker.io/library/debian shell     => run --detach --template docker.io/library/debian -- shell
             run -m4g -eA=1 -e=B=2 -e C=3 shell         => run --memory 4g --env A=1 --env B=2 --env C=3 -- shell
-            run -itm 4g shell                          => run --interactive --tty --memory 4g -- shell
+            run -dm 4g shell                           => run --detach --memory 4g -- shell
             run shell --cpus 2 a b:ro                  => run --cpus 2 -- shell a b:ro
             run --rm=false --detach=true shell         => run --detach -- shell
             run --timings shell                        => run --timings text -- shell
@@ -73,6 +76,9 @@ fn dockers_spellings_become_arghs() {
             run shell -v                               => run -- shell
             exec box ls -la -- x                       => exec -- box | ls -la -- x
             exec -it box bash                          => exec --interactive --tty -- box | bash
+            template ls -q                             => template ls --quiet --
+            template build --download-only claude      => template build --download-only -- claude
+            template rm a b                            => template rm -- a b
             exec box -- ls                             => exec -- box | ls
             exec -- box ls                             => exec -- box | ls
             exec -e A=1 box -v                         => exec --env A=1 -- box | -v
@@ -101,6 +107,9 @@ fn help_and_version_from_anywhere() {
             "exec box -h",
             "run shell -- -h",
             "help -h",
+            "template --help",
+            "template rm -h",
+            "help template",
             "--version",
             "-V",
             "version",
@@ -119,6 +128,9 @@ fn help_and_version_from_anywhere() {
             exec box -h                                => exec -- box | -h
             run shell -- -h                            => run -- shell | -h
             help -h                                    => --help
+            template --help                            => template --help
+            template rm -h                             => template rm --help
+            help template                              => template --help
             --version                                  => version
             -V                                         => version
             version                                    => version --
@@ -144,7 +156,11 @@ fn mistakes_are_told_in_one_line() {
             "run --name a --name b shell",
             "run -m 1g --memory=2g shell",
             "run --rm=maybe shell",
-            "run -i=maybe shell",
+            "run -d=maybe shell",
+            "template",
+            "template frob",
+            "template bulid claude",
+            "template ls --frob",
             "ls -a",
             "ls -qv",
             "-",
@@ -157,13 +173,17 @@ fn mistakes_are_told_in_one_line() {
             run --nmae x shell                         => error: unknown flag "--nmae"; did you mean --name? coracle run --help lists them
             run --memry=4g shell                       => error: unknown flag "--memry"; did you mean --memory? coracle run --help lists them
             run -x shell                               => error: unknown flag "-x"; coracle run --help lists them
-            run -itx shell                             => error: unknown flag "-x"; coracle run --help lists them
+            run -itx shell                             => error: unknown flag "-i"; coracle run --help lists them
             run --name                                 => error: --name needs a value: --name NAME; see coracle run --help
             run -m                                     => error: -m needs a value: -m SIZE; see coracle run --help
             run --name a --name b shell                => error: --name is given twice; keep one
             run -m 1g --memory=2g shell                => error: --memory is given twice; keep one
             run --rm=maybe shell                       => error: --rm takes no value, or true or false, not "maybe"
-            run -i=maybe shell                         => error: -i takes no value, or true or false, not "maybe"
+            run -d=maybe shell                         => error: -d takes no value, or true or false, not "maybe"
+            template                                   => error: template needs one of: build, pull, load, save, ls, inspect, rm; see coracle template --help
+            template frob                              => error: template has no "frob"; coracle template --help lists what it has
+            template bulid claude                      => error: template has no "bulid"; did you mean build? coracle template --help lists what it has
+            template ls --frob                         => error: unknown flag "--frob"; coracle template ls --help lists them
             ls -a                                      => error: unknown flag "-a"; coracle ls --help lists them
             ls -qv                                     => error: unknown flag "-v"; coracle ls --help lists them
             -                                          => error: unknown flag "-"; coracle help lists the commands

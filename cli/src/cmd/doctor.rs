@@ -10,11 +10,11 @@ use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 use serde_json::{Value, json};
 use vmm::{Probe, has_jail, probe};
 
-use crate::agents::AGENTS;
+use crate::agents::BASE;
 use crate::cmd::Typed;
 use crate::output::{print, table};
 use crate::text::plain;
-use crate::{parts, places, units};
+use crate::{parts, places, templates, units};
 
 /// Below this a new sandbox may soon have no room to write, below the second not even to start.
 const FREE_MIB_LOW: u64 = 5 << 10;
@@ -57,7 +57,7 @@ impl Args {
             ("kernel", part(parts::kernel())),
             ("init", part(parts::initramfs())),
             ("disks", parts::disks().map_or_else(|error| broken(&error), |disks| whole(&disks))),
-            ("template", templates()),
+            ("template", base()),
         ];
         let failed = findings.iter().any(|(_, finding)| matches!(finding, Fail(..)));
         print(&if self.json { json(&findings, failed) } else { text(&findings) })?;
@@ -181,9 +181,11 @@ fn disk_space() -> Finding {
     }
 }
 
-fn templates() -> Finding {
-    let images: Result<Vec<_>> = AGENTS.iter().map(|agent| Ok(parts::template(agent.name)?.image)).collect();
-    images.map_or_else(|error| broken(&error), |images| whole(&images))
+fn base() -> Finding {
+    let base =
+        templates::find(BASE).and_then(|base| base.with_context(|| format!("template {BASE} is missing")));
+    base.and_then(|base| templates::layers(&base.image))
+        .map_or_else(|error| broken(&error), |layers| whole(&layers))
 }
 
 fn part(part: Result<PathBuf>) -> Finding {

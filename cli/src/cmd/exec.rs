@@ -14,7 +14,7 @@ use crate::command::{self, Wishes};
 use crate::session::{self, Streams};
 use crate::store::Store;
 use crate::text::Raw;
-use crate::{config, env, output, parts};
+use crate::{config, env, output, parts, templates};
 
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
@@ -67,9 +67,10 @@ impl Args {
         let store = Store::existing(&self.name.0)?;
         let sandbox = store.find(&self.name.0)?;
         let config = sandbox.config().with_context(|| run::broken(&sandbox.name))?;
-        let template = parts::ready(&config.agent, config.disk_mib)?.template;
+        parts::ready(config.disk_mib)?;
+        templates::layers(&config.image)?;
         let wishes = Wishes { env: &env, workdir: workdir.as_deref(), user: user.as_deref(), stdio };
-        let command = command::build(&template, &config, argv, &wishes)?;
+        let command = command::build(&config, argv, &wishes)?;
         store.collect_garbage();
         let signals = session::take_signals()?;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());

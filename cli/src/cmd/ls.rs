@@ -1,15 +1,13 @@
 //! `coracle ls`: the sandboxes of this user. It reads local state only and asks no VM anything, so it cannot hang; one
 //! that is damaged is listed as such and hides no other.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::{Result, anyhow, ensure};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use crate::cmd::Typed;
 use crate::config::SandboxConfig;
-use crate::output::{ago, print, rfc3339, table};
+use crate::output::{ago, now_s, print, rfc3339, table};
 use crate::store::{Sandbox, Store};
 use crate::text::{encode, plain};
 
@@ -105,7 +103,7 @@ impl Args {
             let rows: Vec<_> = rows.iter().map(Row::json).collect();
             format!("{:#}\n", Value::from(rows))
         } else {
-            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            let now_s = now_s();
             let head =
                 ["NAME", "ID", "AGENT", "STATUS", "CREATED", "PORTS", "WORKSPACE"].map(String::from).to_vec();
             let cells = rows.iter().map(|row| row.cells(now_s));

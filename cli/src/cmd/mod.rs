@@ -3,12 +3,14 @@
 
 use std::ffi::OsString;
 
+pub mod agents;
 pub mod doctor;
 pub mod exec;
 pub mod ls;
 pub mod rm;
 pub mod run;
 pub mod stop;
+pub mod template;
 pub mod version;
 pub mod vmm;
 

@@ -1,10 +1,10 @@
 //! `coracle run`: the sandbox for an agent and a folder, made or started where need be, and a session in it.
 //! It owns which sandbox a command line means. How one is made is in `store`, how one is entered in `attach`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use argh::{ArgsInfo, FromArgs};
@@ -16,10 +16,11 @@ use crate::attach::{Attach, Removed, Visit, plain_lines};
 use crate::cmd::Typed;
 use crate::command::{self, Wishes};
 use crate::config::{self, Request, SandboxConfig};
-use crate::parts::{self, Ready};
+use crate::parts;
 use crate::session::{self, Command, Streams};
 use crate::store::{Lock, Sandbox, Store, file, new_id};
 use crate::sys::Signals;
+use crate::templates::{self, Template, build, images};
 use crate::text::Raw;
 use crate::timings::{Format, Own};
 use crate::{agents, output};
@@ -89,14 +90,16 @@ pub struct Args {
     /// print the guest kernel's log on the error stream at the end, all of it, when this command starts the sandbox
     #[argh(switch)]
     pub console: bool,
-    /// as in docker; run passes input on anyway
-    #[argh(switch, short = 'i')]
-    #[expect(dead_code, reason = "typed out of habit")]
-    pub interactive: bool,
-    /// as in docker; run takes a terminal anyway where there is one, and with this it insists on one
-    #[argh(switch, short = 't')]
+    /// template or image to make the sandbox from, in place of the agent's; see coracle help template
+    #[argh(option, short = 't', long = "template", arg_name = "NAME")]
+    pub template: Option<Raw>,
+    /// when to ask the registry for the image of -t: always, missing (the default) or never
+    #[argh(option, arg_name = "WHEN")]
+    pub pull: Option<Raw>,
+    /// insist on a terminal; where there is one, run takes it anyway
+    #[argh(switch)]
     pub tty: bool,
-    /// what to run; this Coracle has: shell
+    /// what to run; coracle agents lists them
     #[argh(positional, arg_name = "AGENT")]
     pub agent: Raw,
     /// folders to show to the sandbox; the first, by default this one, is where it starts
@@ -107,6 +110,8 @@ pub struct Args {
 /// How often a sandbox may vanish under this command before it gives up.
 const TRIES: usize = 20;
 const NUMBERS: u32 = 1000;
+/// Exit codes of `true` in a sandbox that works; an image need not have it.
+const UP: [u8; 3] = [0, 126, 127];
 
 impl Args {
     pub fn run(self, typed: Typed) -> Result<u8> {
@@ -127,15 +132,19 @@ impl Args {
             let wanted = !self.detach;
             Stdio::Pipes { stdin: wanted, stdout: wanted, stderr: wanted }
         };
-        let parts = parts::ready(request.agent.name, request.disk_mib())?;
-        let argv = match self.detach {
-            // Any command that ends at once shows that the sandbox is up.
-            true => vec![b"true".to_vec()],
-            false => agents::command(&parts.template.command, &tail),
-        };
+        let fresh_disk = parts::ready(request.disk_mib())?;
         let own = Own { start_ns: typed.start_ns, ..Own::default() };
-        let run =
-            Run { request, parts, argv, stdio, detach: self.detach, console: self.console, own, format };
+        let run = Run {
+            request,
+            fresh_disk,
+            template: None,
+            tail,
+            stdio,
+            detach: self.detach,
+            console: self.console,
+            own,
+            format,
+        };
         run.go()
     }
 }
@@ -143,8 +152,11 @@ impl Args {
 /// One `run`, checked: nothing has been changed yet.
 struct Run {
     request: Request,
-    parts: Ready,
-    argv: Vec<Vec<u8>>,
+    fresh_disk: PathBuf,
+    /// Once it is known to be needed, and there.
+    template: Option<Template>,
+    /// What followed `--`.
+    tail: Vec<OsString>,
     stdio: Stdio,
     detach: bool,
     console: bool,
@@ -163,12 +175,16 @@ struct Chosen {
 impl Run {
     fn go(mut self) -> Result<u8> {
         // What would be wrong with the command in a new sandbox is wrong in any.
-        let draft = self.request.config(String::new(), String::new(), 0);
+        let draft = self.request.config(String::new(), &Template::default(), 0);
         if !draft.workspaces.is_empty() {
             self.command(&draft)?;
         }
-        let signals = session::take_signals()?;
         let store = Store::open_or_create()?;
+        if matches!(self.choose(&store)?, Choice::New(_)) {
+            // That may take minutes, in which signals end this command as any other.
+            self.template()?;
+        }
+        let signals = session::take_signals()?;
         for _ in 0..TRIES {
             let chosen = match self.choose(&store)? {
                 Choice::Found(chosen) => *chosen,
@@ -186,9 +202,28 @@ impl Run {
     }
 
     fn command(&self, config: &SandboxConfig) -> Result<Command> {
-        let workdir = self.request.workdir.as_deref();
+        let image = &config.image;
+        let (argv, is_own) = match self.detach {
+            // Any command that ends at once shows that the sandbox is up.
+            true => (vec![b"true".to_vec()], false),
+            false => agents::command(image, &self.tail),
+        };
+        let own_place = Some(image.workdir.as_str()).filter(|workdir| is_own && !workdir.is_empty());
+        let workdir = self.request.workdir.as_deref().or(own_place.map(OsStr::new));
         let wishes = Wishes { env: &self.request.env, workdir, user: None, stdio: self.stdio };
-        command::build(&self.parts.template, config, self.argv.clone(), &wishes)
+        command::build(config, argv, &wishes)
+    }
+
+    /// The template for a new sandbox, made if it has to be.
+    fn template(&mut self) -> Result<Template> {
+        if let Some(template) = &self.template {
+            return Ok(template.clone());
+        }
+        let template = match &self.request.template {
+            None => build::ensure_built(&self.request.agent)?,
+            Some(name) => images::obtain(name, self.request.pull)?,
+        };
+        Ok(self.template.insert(template).clone())
     }
 
     /// Which sandbox is meant. `--rm` never means one that is there already: it would remove it.
@@ -211,7 +246,7 @@ impl Run {
             self.request.check_against(&sandbox.name, &config)?;
             return Ok(Choice::Found(Box::new(Chosen { sandbox, config, created: None })));
         }
-        let agent = self.request.agent.name;
+        let agent = &self.request.agent.name;
         let mut names =
             (1..=NUMBERS).map(|number| config::default_name(agent, &self.request.workspaces[0], number));
         let free =
@@ -221,13 +256,13 @@ impl Run {
 
     /// The sandbox of this agent on this folder: the only one, or the one with the default name.
     fn sandbox_here(&self, store: &Store) -> Result<Option<(Sandbox, SandboxConfig)>> {
-        let (agent, folder) = (self.request.agent.name, &self.request.workspaces[0]);
+        let (agent, folder) = (&self.request.agent.name, &self.request.workspaces[0]);
         let mut here: Vec<_> =
             store.sandboxes()?.into_iter().filter(|sandbox| !sandbox.is_ephemeral()).collect();
         let mut here: Vec<_> = here
             .drain(..)
             .filter_map(|sandbox| Some((sandbox.config().ok()?, sandbox)))
-            .filter(|(config, _)| config.agent == agent && config.workspaces[0].path == folder.path)
+            .filter(|(config, _)| config.agent == *agent && config.workspaces[0].path == folder.path)
             .map(|(config, sandbox)| (sandbox, config))
             .collect();
         let default = config::default_name(agent, folder, 1);
@@ -247,10 +282,11 @@ impl Run {
         for note in self.request.complete()? {
             output::note(&format!("coracle: {note}\n"));
         }
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let config = self.request.config(new_id()?, self.parts.template.sha256.clone(), now_s);
+        let now_s = output::now_s();
+        let template = self.template()?;
+        let config = self.request.config(new_id()?, &template, now_s);
         self.command(&config)?;
-        let draft = store.draft(&config, &self.parts.fresh_disk, self.request.ephemeral)?;
+        let draft = store.draft(&config, &self.fresh_disk, self.request.ephemeral)?;
         match store.publish(draft, name)? {
             Ok((sandbox, lock)) => Ok(Some(Chosen { sandbox, config, created: Some(lock) })),
             Err(draft) => {
@@ -262,6 +298,7 @@ impl Run {
 
     fn visit(&mut self, store: &Store, chosen: Chosen, signals: &Signals) -> Result<u8> {
         let Chosen { sandbox, config, created: lock } = chosen;
+        templates::layers(&config.image)?;
         let command = self.command(&config)?;
         let created = lock.is_some();
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -291,10 +328,12 @@ impl Run {
         if let Some(format) = self.format {
             output::note(&self.own.report(marks.as_ref(), format));
         }
+        if self.detach && UP.contains(&attached.code) {
+            output::print(&format!("{}\n", config.id))?;
+            return Ok(0);
+        }
         if let Some(message) = attached.message {
             output::note(&format!("coracle: {message}\n"));
-        } else if self.detach && attached.code == 0 {
-            output::print(&format!("{}\n", config.id))?;
         }
         Ok(attached.code)
     }

@@ -23,7 +23,7 @@ use crate::store::{Lock, Sandbox, file, is_same, is_trash};
 use crate::sys;
 use crate::text::{Raw, plain, quoted};
 use crate::workspace::Workspace;
-use crate::{git, parts};
+use crate::{git, parts, templates};
 
 /// Not for the VMM: it ends when it is told to by SIGTERM, whatever becomes of the terminal it was started from, and a
 /// file size limit is the guest's problem, as EFBIG.
@@ -118,7 +118,6 @@ fn machine(
     console: bool,
     ephemeral: bool,
 ) -> Result<Config> {
-    let template = parts::template(&config.agent)?;
     let disk_flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let disk =
         rustix::fs::openat(&sandbox.dir, file::DISK, disk_flags, Mode::empty()).context("open the disk")?;
@@ -127,7 +126,8 @@ fn machine(
         0 => None,
         seconds => Some(Duration::from_secs(seconds)),
     };
-    let layers = vec![open_part(&template.image)?];
+    let layers =
+        templates::layers(&config.image)?.iter().map(|path| open_part(path)).collect::<Result<Vec<_>>>()?;
     let count = u8::try_from(layers.len()).context("count the template's layers")?;
     Ok(Config {
         cpus: config.cpus,

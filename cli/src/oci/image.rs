@@ -54,11 +54,6 @@ impl Image {
             manifest.layers.iter().zip(diff_ids).map(|(layer, diff_id)| Layer::open(blobs, layer, diff_id));
         Ok(Self { digest: digest.clone(), config, layers: layers.collect::<Result<_>>()? })
     }
-
-    /// What its layers take as they are stored.
-    pub fn size(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.size).sum()
-    }
 }
 
 /// The configuration of an image and the digests of its layers' archives, which are as many as its layers.

@@ -170,6 +170,7 @@ impl Manifest {
 }
 
 /// An index of these.
+#[cfg(test)]
 pub fn index_json(manifests: Vec<Descriptor>) -> Vec<u8> {
     write(INDEX, None, Some(manifests))
 }

@@ -2,6 +2,8 @@
 //! specification as far as pulling goes, with a log-in by token, and with the faults that a test gives it.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -161,8 +163,6 @@ impl Fixture {
 fn an_image_is_pulled_once() {
     let parts = Parts::usual();
     let fixture = Fixture::serving(parts.served());
-    let reference = fixture.reference(":1");
-    assert!(cached(&fixture.blobs, &reference).is_none());
     let image = fixture.pull().unwrap();
     assert_eq!(image.digest, parts.digest());
     assert_eq!(image.config.env, ["PATH=/bin", "A="]);
@@ -177,13 +177,8 @@ fn an_image_is_pulled_once() {
     assert_eq!(fixture.files().len(), 6);
     assert_eq!(fixture.server.asked().len(), 6);
 
-    remember(&fixture.blobs, &reference, &image.digest).unwrap();
-    assert_eq!(cached(&fixture.blobs, &reference), Some(image.clone()));
-    assert!(cached(&fixture.blobs, &fixture.reference(":2")).is_none());
-    assert!(fixture.server.asked().is_empty());
-    // What has changed only is fetched again, and only what is there whole is an image.
+    // Only what is missing is fetched again.
     fs::remove_file(&image.layers[3].path).unwrap();
-    assert!(cached(&fixture.blobs, &reference).is_none());
     assert_eq!(fixture.pull().unwrap(), image);
     assert_eq!(fixture.server.asked().len(), 2);
 }
@@ -295,7 +290,6 @@ fn a_bad_layer_leaves_nothing_behind() {
             let left = fs::metadata(fixture.folder.path().join("blobs/sha256").join(name)).unwrap().len();
             assert!(name.starts_with('.') && left == 0, "{name} of {left} bytes is left of it");
         }
-        assert!(cached(&fixture.blobs, &fixture.reference(":1")).is_none());
     }
 }
 

@@ -56,6 +56,11 @@ impl Sandbox {
         SandboxConfig::parse(&json)
     }
 
+    /// Whether it got as far as to have one; a draft that was cut short did not.
+    pub fn has_config(&self) -> bool {
+        accessat(&self.dir, file::CONFIG, rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Whether somebody holds the lock. A test for people: by the time it returns, it may be otherwise.
     pub fn is_running(&self) -> bool {
         let Ok(lock) = self.open_file(file::LOCK) else { return false };

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::templates::{Image, Layer};
 use crate::workspace::Workspace;
 
 struct Fixture {
@@ -16,7 +17,8 @@ fn config(id: &str) -> SandboxConfig {
         format: config::FORMAT,
         id: id.into(),
         agent: "shell".into(),
-        template_sha256: String::new(),
+        template: "shell".into(),
+        image: Image { layers: vec![Layer { sha256: "0".repeat(64), size: 1 }], ..Image::default() },
         created_s: 1,
         cpus: 1,
         memory_mib: 512,
@@ -194,7 +196,7 @@ fn damaged_sandboxes_are_told_apart() {
     assert_eq!(with_config("good", &good), "whole");
     assert!(with_config("null", "null").starts_with("config.json is damaged"));
     assert!(with_config("cut", &good[..good.len() / 2]).starts_with("config.json is damaged"));
-    assert!(with_config("newer", "{\"format\":2}").contains("format 2"));
+    assert!(with_config("newer", "{\"format\":3}").contains("format 3"));
     for (name, from, to) in [
         ("id", "0123456789ab", "../../../../x"),
         ("cpus", "\"cpus\":1", "\"cpus\":0"),

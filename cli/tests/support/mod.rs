@@ -21,6 +21,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Nothing here takes longer than milliseconds; the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The template's only layer.
+pub const LAYER: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+
 pub struct Home {
     root: tempfile::TempDir,
 }
@@ -41,7 +44,9 @@ impl Home {
     /// Parts that pass for whole ones.
     fn install(&self) {
         let share = self.path("share");
-        fs::create_dir_all(share.join("templates/shell")).unwrap();
+        for folder in ["templates/shell", "layers", "agents"] {
+            fs::create_dir_all(share.join(folder)).unwrap();
+        }
         let mut kernel = vec![0; 256];
         kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
         (kernel[18], kernel[32], kernel[54], kernel[56]) = (62, 64, 56, 1);
@@ -54,9 +59,12 @@ impl Home {
         }
         let mut image = vec![0; 4096];
         image[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
-        fs::write(share.join("templates/shell/rootfs.erofs"), image).unwrap();
-        let template = r#"{"name":"shell","format":1,"rootfs":"rootfs.erofs","size":4096,"sha256":"0",
-            "command":["/bin/bash","-l"],"env":["PATH=/usr/bin:/bin"],"user":"agent"}"#;
+        fs::write(share.join(format!("layers/{LAYER}.erofs")), image).unwrap();
+        fs::write(share.join("agents/shell.toml"), "about = 'bash'").unwrap();
+        let template = format!(
+            r#"{{"name":"shell","format":2,"layers":[{{"sha256":"{LAYER}","size":4096}}],
+            "args":["/bin/bash","-l"],"env":["PATH=/usr/bin:/bin"],"user":"agent"}}"#
+        );
         fs::write(share.join("templates/shell/template.json"), template).unwrap();
     }
 
@@ -90,7 +98,9 @@ impl Home {
         let folder = self.sandboxes().join(name);
         fs::create_dir_all(&folder).unwrap();
         let config = format!(
-            r#"{{"format":1,"id":"{id}","agent":"shell","template_sha256":"0","created_s":1700000000,"cpus":1,
+            r#"{{"format":2,"id":"{id}","agent":"shell","template":"shell",
+            "image":{{"layers":[{{"sha256":"{LAYER}","size":4096}}],"args":["/bin/bash","-l"],
+            "env":["PATH=/usr/bin:/bin"],"user":"agent"}},"created_s":1700000000,"cpus":1,
             "memory_mib":512,"disk_mib":20480,"idle_timeout_s":30,"env":["STORED=1"],
             "workspaces":[{{"path":"{}","read_only":false,"file":false}}]}}"#,
             self.path("proj").display()

@@ -13,5 +13,6 @@ mod lifecycle;
 mod memory;
 mod posix;
 mod run;
+mod templates;
 mod terminal;
 mod workspace;

@@ -1,0 +1,247 @@
+//! From files that nobody vouches for to a layer: an EROFS image, made in a microVM that is gone afterwards.
+//! The VM is a sandbox as `coracle run --rm` makes it, with an empty read-only workspace: what goes in is its standard input, and
+//! what comes out its standard output. Nothing is unpacked on the host.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Layer;
+use super::store::Shelf;
+use crate::agents::BASE;
+use crate::digest::Hasher;
+use crate::store::new_id;
+use crate::text::plain;
+
+/// What the script in the VM may take, and what its image may hold. A hostile layer can keep either busy for ever.
+const TIME_MAX: Duration = Duration::from_secs(3600);
+const SIZE_MAX: u64 = 20 << 30;
+/// Of what the VM says when it fails.
+const MESSAGE_MAX: u64 = 4 << 10;
+const PIECE: usize = 256 << 10;
+/// All of them get one time as their making: what goes in decides what comes out, to the bit.
+const MKFS: &str = "mkfs.erofs --quiet -T1735689600 --mkfs-time --preserve-mtime -Uc04ac1e0-0000-4000-8000-000000000003 -Enoinline_data";
+
+/// A layer of an image, as a tar archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Packed {
+    fn unpack(self) -> &'static str {
+        match self {
+            Self::Plain => "cat",
+            Self::Gzip => "gzip -dc",
+            Self::Zstd => "zstd -dc",
+        }
+    }
+}
+
+/// An image's layer as one of ours, its whiteouts as the overlay has them.
+pub fn tar(shelf: &Shelf, archive: &Path, packed: Packed) -> Result<Layer> {
+    let script = format!("{} >layer.tar; {}", packed.unpack(), pack("layer.tar", "\"$image\""));
+    convert(shelf, &script, |input| {
+        let mut file = File::open(archive).with_context(|| format!("open {}", plain(archive)))?;
+        io::copy(&mut file, input).context("send the layer")?;
+        Ok(())
+    })
+}
+
+/// The tar archive is read once before, as mkfs.erofs 1.8 does not end with one that is cut off.
+fn pack(archive: &str, image: &str) -> String {
+    format!("tar -tf {archive} >list; {MKFS} --tar=f --aufs {image} {archive} >&2")
+}
+
+/// All of an image's layers, the lowest first, as one.
+pub fn merged(shelf: &Shelf, archives: &[(&Path, Packed)]) -> Result<Layer> {
+    let mut script = "tar -x; ".to_owned();
+    for (number, (_, packed)) in archives.iter().enumerate() {
+        script += &format!(
+            "{} <{number} >layer.tar; {}; rm {number}; mkdir {number}; sudo mount -o ro,loop {number}.erofs {number}; ",
+            packed.unpack(),
+            pack("layer.tar", &format!("{number}.erofs"))
+        );
+    }
+    let lower: Vec<_> = (0..archives.len()).rev().map(|number| number.to_string()).collect();
+    script += &format!(
+        "mkdir root; sudo mount -t overlay -o ro,lowerdir={} overlay root; sudo {MKFS} \"$image\" root >&2; sudo chmod 644 \"$image\"",
+        lower.join(":")
+    );
+    convert(shelf, &script, |input| {
+        let mut tar = tar::Builder::new(input);
+        for (number, (path, _)) in archives.iter().enumerate() {
+            tar.append_path_with_name(path, number.to_string()).context("send the layers")?;
+        }
+        tar.finish().context("send the layers")
+    })
+}
+
+/// A layer of what `script` leaves in the folder `root` of what `input` sends as a tar archive. All files are root's, but for the
+/// agent's home.
+pub fn folder(
+    shelf: &Shelf,
+    script: &str,
+    input: impl FnOnce(&mut ChildStdin) -> Result<()> + Send,
+) -> Result<Layer> {
+    let script = format!(
+        "sudo tar -x --no-same-owner; sudo sh -eu -c '{script}'; \
+         sudo chown -R 0:0 root; if [ -d root/home/agent ]; then sudo chown -R 1000:1000 root/home/agent; fi; \
+         sudo {MKFS} \"$image\" root >&2; sudo chmod 644 \"$image\""
+    );
+    convert(shelf, &script, input)
+}
+
+/// A layer of what a stopped sandbox has changed in its root: its disk's upper layer, without what is made at each start.
+pub fn upper(shelf: &Shelf, disk: &Path) -> Result<Layer> {
+    let folder = Workspace::new()?;
+    let shown = folder.0.join("disk.img");
+    // Under a name of its own, as no sandbox sees the folder of another.
+    fs::hard_link(disk, &shown).or_else(|_| {
+        let size = fs::metadata(disk)?.len();
+        crate::disk::copy(disk, &File::create_new(&shown)?, size)
+    })?;
+    let mut share = shown.clone().into_os_string();
+    share.push(":ro");
+    let script = format!(
+        "mkdir disk; sudo mount -o ro,loop '{}' disk || {{ echo 'it did not stop cleanly; start it and stop it' >&2; exit 1; }}; \
+         sudo {MKFS} --exclude-path=etc/hostname --exclude-path=etc/hosts --exclude-regex='^(tmp|run)/' \
+         \"$image\" disk/upper >&2; sudo chmod 644 \"$image\"",
+        shown.display()
+    );
+    let layer = convert_with(shelf, &script, Some(&share), |_| Ok(()));
+    let _ = fs::remove_file(&shown);
+    layer
+}
+
+fn convert(
+    shelf: &Shelf,
+    script: &str,
+    input: impl FnOnce(&mut ChildStdin) -> Result<()> + Send,
+) -> Result<Layer> {
+    convert_with(shelf, script, None, input)
+}
+
+fn convert_with(
+    shelf: &Shelf,
+    script: &str,
+    share: Option<&OsStr>,
+    input: impl FnOnce(&mut ChildStdin) -> Result<()> + Send,
+) -> Result<Layer> {
+    let workspace = Workspace::new()?;
+    let script =
+        format!("set -euo pipefail; cd \"$(mktemp -d)\"; image=$PWD/image; {script}; cat \"$image\"");
+    let mut child = start(&workspace.0, share, &script)?;
+    let mut draft = shelf.new_layer()?;
+    let mut stdin = child.stdin.take().context("the VM's input")?;
+    let stdout = child.stdout.take().context("the VM's output")?;
+    let stderr = child.stderr.take().context("the VM's messages")?;
+    let (layer, sent, said) = thread::scope(|scope| {
+        let sender = scope.spawn(move || input(&mut stdin));
+        let listener = scope.spawn(move || said(stderr));
+        let (done, waiting) = mpsc::channel::<()>();
+        let watch = scope.spawn(move || watch(child, &waiting));
+        let layer = receive(stdout, &mut draft.file);
+        drop(done);
+        let ended = watch.join().expect("it does not panic");
+        let sent = sender.join().expect("it does not panic");
+        (layer.and_then(|layer| ended.map(|()| layer)), sent, listener.join().expect("it does not panic"))
+    });
+    match layer {
+        Ok(layer) => {
+            sent?;
+            shelf.keep(draft, layer)
+        }
+        // A sender whose receiver has died knows less than the receiver.
+        Err(error) if said.is_empty() => Err(error),
+        Err(error) => Err(error.context(said)),
+    }
+}
+
+fn start(workspace: &Path, share: Option<&OsStr>, script: &str) -> Result<Child> {
+    let mut folder = workspace.as_os_str().to_owned();
+    folder.push(":ro");
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("coracle")
+        .args(["run", "--rm", "-m", "1g", "--disk", "64g", BASE])
+        .arg(folder)
+        .args(share)
+        .args(["--", "bash", "-c"])
+        .arg(OsStr::new(script))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().context("start the VM that unpacks")
+}
+
+/// Waits for the VM's end, and brings it about when it is late.
+fn watch(mut child: Child, done: &mpsc::Receiver<()>) -> Result<()> {
+    if done.recv_timeout(TIME_MAX) == Err(RecvTimeoutError::Timeout) {
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::TERM,
+        );
+        let _ = child.wait();
+        bail!("unpacking took more than {} minutes", TIME_MAX.as_secs() / 60);
+    }
+    let status = child.wait().context("wait for the VM that unpacks")?;
+    ensure!(status.success(), "it cannot be unpacked");
+    Ok(())
+}
+
+fn receive(mut output: impl Read, file: &mut File) -> Result<Layer> {
+    let mut hasher = Hasher::sha256();
+    let mut size = 0;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = output.read(&mut piece).context("read from the VM that unpacks")?;
+        if count == 0 {
+            return Ok(Layer { sha256: hasher.finish().hex().to_owned(), size });
+        }
+        size += count as u64;
+        ensure!(size <= SIZE_MAX, "what is in it takes more than {} GiB", SIZE_MAX >> 30);
+        hasher.update(&piece[..count]);
+        file.write_all(&piece[..count]).context("write the layer")?;
+    }
+}
+
+/// The last line of what was said, harmless to a terminal; the rest is read so that nobody waits to write it.
+fn said(mut stderr: impl Read) -> String {
+    let mut text = Vec::new();
+    let _ = stderr.by_ref().take(MESSAGE_MAX).read_to_end(&mut text);
+    let _ = io::copy(&mut stderr, &mut io::sink());
+    let text = String::from_utf8_lossy(&text);
+    plain(text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default())
+}
+
+/// An empty folder, since a sandbox has one.
+struct Workspace(PathBuf);
+
+impl Workspace {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("coracle-{}", new_id()?));
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| {
+            format!("create {}; set TMPDIR to a folder that you may write to", plain(&path))
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}

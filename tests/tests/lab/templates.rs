@@ -1,0 +1,178 @@
+//! What sandboxes are made from: agents' templates, container images, and sandboxes that were saved.
+//! Registries are servers of this host's Python; the images and packages are made here.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tests::{Call, Home, Running, Test};
+
+/// Serves a folder by HTTP at a port of its own, which it writes beside the folder.
+const SERVER: &str = include_str!("serve.py");
+
+/// Makes a package of the npm registry and the file of an agent that wants it.
+const PACKAGE: &str = include_str!("package.py");
+
+/// Makes an archive of `docker save`, with a shell of this host's and little else in it.
+const IMAGE: &str = include_str!("image.py");
+
+fn python(home: &Home, script: &str, args: &[&str]) -> Call {
+    home.program("python3").args(["-c", script]).args(args).cwd(home.path())
+}
+
+/// The files of the templates' folder, but for the lock.
+fn layers(home: &Home) -> Result<usize> {
+    let entries = fs::read_dir(home.path().join(".local/share/coracle/layers")).context("layers")?;
+    let names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    ensure!(!names.iter().any(|name| name.to_string_lossy().starts_with(".new-")), "left: {names:?}");
+    Ok(names.iter().filter(|name| name.to_string_lossy().ends_with(".erofs")).count())
+}
+
+/// The npm registry that has the package of the test.
+fn registry(home: &Home) -> Result<(Running, String)> {
+    let folder = home.path().join("npm");
+    fs::create_dir_all(&folder)?;
+    let mut server = home.program("python3").args(["-u", "-c", SERVER]).cwd(folder).deadline(600).spawn()?;
+    server.until("ready")?;
+    Ok((server, format!("http://127.0.0.1:{}", home.read("port")?)))
+}
+
+#[test]
+fn an_agent_is_a_file_and_its_template_is_built_when_it_is_needed() -> Test {
+    let home = Home::new()?;
+    python(&home, PACKAGE, &["1"]).ok()?;
+    let (server, url) = registry(&home)?;
+    let tiny = |args: &[&str]| {
+        home.coracle(["run", "--rm", "--cpus", "1", "-m", "512m", "tiny", ".", "--"])
+            .args(args)
+            .env("npm_config_registry", &url)
+            .deadline(300)
+    };
+    assert!(home.coracle(["agents"]).ok()?.contains("tiny     "), "{}", home.coracle(["agents"]).ok()?);
+    let first = tiny(&["--more"]).run()?;
+    assert_eq!((first.code, first.out()), (0, "tiny 1 --yes --more\nseen\n".into()), "{}", first.err());
+    assert!(first.err().contains("building template tiny"), "{}", first.err());
+    assert_eq!(layers(&home)?, 1);
+    // What is there needs no registry.
+    drop(server);
+    let second = tiny(&["word"]).run()?;
+    assert_eq!((second.code, second.out()), (0, "tiny 1 word\nseen\n".into()), "{}", second.err());
+    assert_eq!(second.err(), "");
+
+    // A sandbox keeps what it was made from.
+    home.coracle(["run", "-d", "--name", "kept", "--cpus", "1", "-m", "512m", "tiny", "."]).ok()?;
+    python(&home, PACKAGE, &["2"]).ok()?;
+    let offline = tiny(&[]).run()?;
+    assert_eq!(offline.out(), "tiny 1 --yes\nseen\n", "{}", offline.err());
+    assert!(offline.err().contains("the older template tiny is used"), "{}", offline.err());
+    let (_server, url) = registry(&home)?;
+    home.coracle(["template", "build", "tiny"]).env("npm_config_registry", &url).deadline(300).ok()?;
+    assert_eq!(tiny(&[]).ok()?, "tiny 2 --yes\nseen\n");
+    assert_eq!(home.coracle(["exec", "kept", "tiny"]).ok()?, "tiny 1\nseen\n");
+    assert_eq!(layers(&home)?, 2);
+    home.coracle(["rm", "-f", "kept"]).ok()?;
+    home.coracle(["template", "rm", "tiny"]).ok()?;
+    assert_eq!(layers(&home)?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_package_that_is_not_what_its_hash_says_leaves_nothing() -> Test {
+    let home = Home::new()?;
+    python(&home, PACKAGE, &["1"]).ok()?;
+    let archive = home.path().join("npm/@test/tiny/-/tiny-1.tgz");
+    let mut bytes = fs::read(&archive)?;
+    bytes[20] ^= 1;
+    fs::write(&archive, bytes)?;
+    let (_server, url) = registry(&home)?;
+    let done = home.coracle(["run", "--rm", "tiny"]).env("npm_config_registry", &url).run()?;
+    assert_eq!(done.code, 125);
+    assert!(done.err().contains("its content has the digest"), "{}", done.err());
+    assert!(!home.path().join(".local/share/coracle/templates/tiny").exists());
+    assert_eq!(home.left(), Vec::<String>::new());
+    Ok(())
+}
+
+fn load(home: &Home, kind: &str) -> Result<Call> {
+    python(home, IMAGE, &[kind, "image.tar"]).ok()?;
+    Ok(home.coracle(["template", "load", "--name", kind, "../image.tar"]).deadline(400))
+}
+
+/// Whether the image of `kind` runs as its configuration says, and shows these files.
+fn shows(home: &Home, kind: &str, files: &str) -> Test {
+    let run = home.coracle(["run", "--rm", "--cpus", "1", "-m", "512m", "-t", kind, "shell"]).ok()?;
+    let expected = format!("hello\n/srv\n{files}\nkept\nnew\n../opaque/b\nUid: 7 7 7 7\nGid: 8 8 8 8\n");
+    assert_eq!(run.replace('\t', " "), expected);
+    Ok(())
+}
+
+#[test]
+fn an_image_runs_as_its_configuration_says() -> Test {
+    let home = Home::new()?;
+    assert_eq!(load(&home, "plain")?.ok()?, "plain\n");
+    shows(&home, "plain", "kept new")?;
+    // Another command starts in the workspace, and a lower layer that is there is not made again.
+    let replaced =
+        home.coracle(["run", "--rm", "-t", "plain", "shell", ".", "--", "pwd; echo $PATH"]).ok()?;
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(replaced, format!("{}\n{path}\n", home.workspace().display()));
+    let more = load(&home, "outside")?.run()?;
+    assert_eq!(more.code, 0, "{}", more.err());
+    assert!(more.err().contains("layer 3 of 3") && !more.err().contains("layer 1 of 3"), "{}", more.err());
+    // What tries to get out of the image stays in it.
+    shows(&home, "outside", "absolute kept new outside")?;
+    assert!(!Path::new("/srv/outside").exists() && !Path::new("/srv/absolute").exists());
+    assert_eq!(layers(&home)?, 3);
+    let listed = home.coracle(["template", "ls", "-q"]).ok()?;
+    assert_eq!(listed, "outside\nplain\nshell\n");
+    home.coracle(["template", "rm", "plain", "outside"]).ok()?;
+    assert_eq!(layers(&home)?, 0);
+    Ok(())
+}
+
+#[test]
+fn an_image_of_too_many_layers_is_made_one() -> Test {
+    let home = Home::new()?;
+    load(&home, "many")?.ok()?;
+    assert_eq!(layers(&home)?, 1);
+    let mut numbers: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    numbers.sort();
+    shows(&home, "many", &format!("{} kept new", numbers.join(" ")))
+}
+
+#[test]
+fn a_layer_that_is_cut_off_leaves_nothing() -> Test {
+    let home = Home::new()?;
+    let done = load(&home, "cut")?.run()?;
+    assert_eq!(done.code, 125, "{}", done.err());
+    assert!(done.err().contains("it cannot be unpacked"), "{}", done.err());
+    assert_eq!(layers(&home)?, 0);
+    assert!(!home.coracle(["template", "ls", "-q"]).ok()?.contains("cut"));
+    home.wait_for("the builder's end", || home.left().is_empty())
+}
+
+#[test]
+fn what_is_installed_in_a_sandbox_can_be_saved() -> Test {
+    let home = Home::new()?;
+    home.coracle(["run", "-d", "--name", "first", "--cpus", "1", "-m", "512m", "shell", "."]).ok()?;
+    let change =
+        "echo made >~/made; sudo rm /etc/motd /usr/bin/jq; sudo mkdir /opt/new; echo w >in-workspace";
+    home.coracle(["exec", "first", "bash", "-c", change]).ok()?;
+    let busy = home.coracle(["template", "save", "first", "mine"]).run()?;
+    assert_eq!(busy.code, 125);
+    assert!(
+        busy.err().contains("sandbox first is running; stop it first: coracle stop first"),
+        "{}",
+        busy.err()
+    );
+    home.coracle(["stop", "first"]).ok()?;
+    home.coracle(["template", "save", "first", "mine"]).deadline(300).ok()?;
+    home.coracle(["rm", "first"]).ok()?;
+    let look =
+        "cat ~/made; ls -d /opt/new; ls /usr/bin/jq /etc/motd 2>&1 | grep -c 'No such'; ls ~; hostname";
+    let run =
+        ["run", "--rm", "--name", "second", "-t", "mine", "shell", "../other", "--", "bash", "-c", look];
+    fs::create_dir(home.path().join("other"))?;
+    assert_eq!(home.coracle(run).ok()?, "made\n/opt/new\n2\nmade\nsecond\n");
+    Ok(())
+}
