@@ -1,7 +1,7 @@
 //! A server for tests, on a port of its own: HTTP/1.1, one thread for each connection, and as badly behaved as a test wants.
 //! What it answers is a closure of the test; it remembers what it was asked.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -73,14 +73,44 @@ pub struct Server {
 
 impl Server {
     pub fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_with(|stream| stream, answer)
+    }
+
+    /// One with a certificate for that name, which it has issued itself, valid until then; the certificate as well.
+    pub fn start_tls(
+        name: &str,
+        until_year: i32,
+        answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> (Self, Vec<u8>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(until_year, 1, 1);
+        let certificate = parameters.self_signed(&key).unwrap().der().clone();
+        let authority = certificate.to_vec();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap());
+        let wrap = move |stream| {
+            rustls::StreamOwned::new(rustls::ServerConnection::new(config.clone()).unwrap(), stream)
+        };
+        (Self::start_with(wrap, answer), authority)
+    }
+
+    fn start_with<S: Read + Write>(
+        wrap: impl Fn(TcpStream) -> S + Send + Sync + 'static,
+        answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let (log, answer): (_, Arc<Handler>) = (asked.clone(), Arc::new(answer));
+        let (log, wrap, answer): (_, _, Arc<Handler>) = (asked.clone(), Arc::new(wrap), Arc::new(answer));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (log, answer) = (log.clone(), answer.clone());
-                thread::spawn(move || serve(&stream, &log, &*answer));
+                let (log, wrap, answer) = (log.clone(), wrap.clone(), answer.clone());
+                thread::spawn(move || serve(wrap(stream), &log, &*answer));
             }
         });
         Self { address, asked }
@@ -96,7 +126,7 @@ impl Server {
     }
 }
 
-fn serve(stream: &TcpStream, log: &Mutex<Vec<Asked>>, answer: &Handler) {
+fn serve(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &Handler) {
     let mut reader = BufReader::new(stream);
     while let Some(asked) = read(&mut reader) {
         log.lock().unwrap().push(asked.clone());
@@ -105,9 +135,8 @@ fn serve(stream: &TcpStream, log: &Mutex<Vec<Asked>>, answer: &Handler) {
         let mut head = format!("HTTP/1.1 {} x\r\ncontent-length: {length}\r\n", reply.status);
         reply.fields.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
-        let sent = (&mut &*stream).write_all(&[head.as_bytes(), b"\r\n", body].concat());
-        if sent.is_err() || reply.cut.is_some() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        let sent = reader.get_mut().write_all(&[head.as_bytes(), b"\r\n", body].concat());
+        if sent.is_err() || reader.get_mut().flush().is_err() || reply.cut.is_some() {
             return;
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use rustls::pki_types::CertificateDer;
 use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{HeaderMap, Request, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
@@ -34,6 +35,8 @@ pub struct Client {
     /// To this machine no proxy leads.
     inside: OnceLock<Agent>,
     first_pause: Duration,
+    /// In place of those that the host trusts.
+    authorities: Option<Vec<CertificateDer<'static>>>,
 }
 
 /// A field of a request's head.
@@ -53,12 +56,17 @@ pub struct Answer {
 
 impl Client {
     pub fn new() -> Self {
-        Self { outside: OnceLock::new(), inside: OnceLock::new(), first_pause: PAUSE }
+        Self { outside: OnceLock::new(), inside: OnceLock::new(), first_pause: PAUSE, authorities: None }
     }
 
     #[cfg(test)]
     pub fn impatient() -> Self {
         Self { first_pause: Duration::from_millis(1), ..Self::new() }
+    }
+
+    #[cfg(test)]
+    pub fn trusting(authority: &[u8]) -> Self {
+        Self { authorities: Some(vec![authority.to_vec().into()]), ..Self::impatient() }
     }
 
     /// Asks for what is at `url`, from some byte on. Any status is an answer.
@@ -122,9 +130,39 @@ impl Client {
             false => (&self.outside, Proxy::try_from_env()),
         };
         if slot.get().is_none() {
-            let _ = slot.set(agent(proxy)?);
+            let _ = slot.set(self.new_agent(proxy)?);
         }
         Ok(slot.get().expect("it was set above"))
+    }
+
+    fn new_agent(&self, proxy: Option<Proxy>) -> Result<Agent> {
+        let authorities = match &self.authorities {
+            Some(authorities) => authorities.clone(),
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        ensure!(
+            !authorities.is_empty(),
+            "no certificate authority is known; install ca-certificates, or set SSL_CERT_FILE to a file with some"
+        );
+        let roots = authorities.iter().map(|der| Certificate::from_der(der).to_owned());
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .root_certs(RootCerts::from(roots))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
+            .proxy(proxy)
+            .tls_config(tls)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(ANSWER_TIMEOUT))
+            .timeout_per_read(Some(IDLE_TIMEOUT))
+            .timeout_per_write(Some(IDLE_TIMEOUT))
+            .build();
+        Ok(Agent::with_parts(config, DefaultConnector::default(), Resolver))
     }
 }
 
@@ -188,33 +226,6 @@ impl Answer {
         }
         Ok(bytes)
     }
-}
-
-fn agent(proxy: Option<Proxy>) -> Result<Agent> {
-    let found = rustls_native_certs::load_native_certs();
-    ensure!(
-        !found.certs.is_empty(),
-        "no certificate authority is known; install ca-certificates, or set SSL_CERT_FILE to a file with some"
-    );
-    let roots = found.certs.iter().map(|der| Certificate::from_der(der).to_owned());
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(RootCerts::from(roots))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build();
-    let config = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
-        .proxy(proxy)
-        .tls_config(tls)
-        .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(ANSWER_TIMEOUT))
-        .timeout_per_read(Some(IDLE_TIMEOUT))
-        .timeout_per_write(Some(IDLE_TIMEOUT))
-        .build();
-    Ok(Agent::with_parts(config, DefaultConnector::default(), Resolver))
 }
 
 /// A URL that may be asked: over TLS, or in the clear when it does not leave the machine.

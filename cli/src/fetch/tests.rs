@@ -205,3 +205,28 @@ fn heads_that_are_none_end_with_an_error() {
         fixture.fails(None);
     }
 }
+
+#[test]
+fn only_a_certificate_that_is_trusted_and_fits_is_believed() {
+    const FUTURE: i32 = 2999;
+    let ask = |name: &str, until, host: &str, is_trusted| {
+        let (server, authority) = Server::start_tls(name, until, |asked| Reply::file(asked, CONTENT));
+        let client = if is_trusted { Client::trusting(&authority) } else { Client::impatient() };
+        let answer =
+            client.get(&format!("https://{host}:{}/f", server.address.port()), &[("authorization", "x")], 0);
+        let body = answer.and_then(|answer| answer.bytes(1 << 20));
+        (body.map_err(|failure| (format!("{:#}", failure.error), failure.again)), server.asked().len())
+    };
+    assert_eq!(ask("localhost", FUTURE, "localhost", true).0.unwrap(), CONTENT);
+    assert_eq!(ask("127.0.0.1", FUTURE, "127.0.0.1", true).0.unwrap(), CONTENT);
+    for (result, requests) in [
+        ask("localhost", FUTURE, "localhost", false),
+        ask("other.example", FUTURE, "localhost", true),
+        ask("localhost", FUTURE, "127.0.0.1", true),
+        ask("localhost", 2001, "localhost", true),
+    ] {
+        let (error, again) = result.unwrap_err();
+        assert!(error.contains("invalid peer certificate"), "{error}");
+        assert_eq!((again, requests), (Again::Never, 0));
+    }
+}
