@@ -62,6 +62,12 @@ impl Blobs {
         path.is_file().then_some(path)
     }
 
+    /// What is to be stored of files with these digests and sizes.
+    pub fn missing<'a>(&self, files: impl IntoIterator<Item = (&'a Digest, u64)>) -> u64 {
+        let missing = files.into_iter().filter(|(digest, _)| self.get(digest).is_none());
+        missing.fold(0, |sum, (_, size)| sum.saturating_add(size))
+    }
+
     /// The content of a small file, verified again: what is in memory is what was asked for.
     pub fn read(&self, digest: &Digest, size_max: u64) -> Result<Vec<u8>> {
         let path = self.path(digest);

@@ -133,7 +133,7 @@ impl Source<'_> {
         let (digest, manifest) = self.manifest(&repository, &reference.version)?;
         let total = manifest.size();
         ensure!(total <= SIZE_MAX, "it has {} GiB; at most {} are accepted", total >> 30, SIZE_MAX >> 30);
-        self.blobs.check_room(total)?;
+        self.blobs.check_room(self.blobs.missing(manifest.parts()))?;
         progress.expect(total);
         // The configuration first: it may say that the layers are of no use.
         self.blob(&repository, &manifest.config, progress)?;

@@ -19,8 +19,7 @@ pub fn data() -> Result<PathBuf> {
     xdg("XDG_DATA_HOME", ".local/share")
 }
 
-/// What can be fetched again.
-#[allow(dead_code, reason = "its first user comes next")]
+/// What can be fetched again. It is believed by its names, so no sandbox may write there.
 pub fn cache() -> Result<PathBuf> {
     xdg("XDG_CACHE_HOME", ".cache")
 }
@@ -32,7 +31,7 @@ pub fn settings() -> Result<PathBuf> {
 
 /// The folders that no sandbox may see.
 pub fn private() -> Result<Vec<PathBuf>> {
-    Ok(vec![state()?, data()?, settings()?])
+    Ok(vec![state()?, data()?, settings()?, cache()?])
 }
 
 /// The folders where the user's programs keep what opens other machines and accounts.

@@ -33,6 +33,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The connection ends after so many bytes of the body.
     pub cut: Option<usize>,
+    /// It stays open then, and nothing more comes.
+    pub silent: bool,
     /// In place of the body's real one.
     pub length: Option<usize>,
 }
@@ -137,6 +139,8 @@ fn serve(stream: impl Read + Write, log: &Mutex<Vec<Asked>>, answer: &Handler) {
         let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
         let sent = reader.get_mut().write_all(&[head.as_bytes(), b"\r\n", body].concat());
         if sent.is_err() || reader.get_mut().flush().is_err() || reply.cut.is_some() {
+            // Until the other side has had enough.
+            while reply.silent && reader.read(&mut [0]).is_ok_and(|count| count > 0) {}
             return;
         }
     }

@@ -22,8 +22,6 @@ use crate::text::quoted;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Without a byte.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the head of an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const REDIRECTS_MAX: u32 = 10;
 /// The first wait before another try; the others are twice as long each.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -35,6 +33,8 @@ pub struct Client {
     /// To this machine no proxy leads.
     inside: OnceLock<Agent>,
     first_pause: Duration,
+    /// How long a server may say nothing.
+    idle: Duration,
     /// In place of those that the host trusts.
     authorities: Option<Vec<CertificateDer<'static>>>,
 }
@@ -56,12 +56,23 @@ pub struct Answer {
 
 impl Client {
     pub fn new() -> Self {
-        Self { outside: OnceLock::new(), inside: OnceLock::new(), first_pause: PAUSE, authorities: None }
+        Self {
+            outside: OnceLock::new(),
+            inside: OnceLock::new(),
+            first_pause: PAUSE,
+            idle: IDLE_TIMEOUT,
+            authorities: None,
+        }
     }
 
     #[cfg(test)]
     pub fn impatient() -> Self {
         Self { first_pause: Duration::from_millis(1), ..Self::new() }
+    }
+
+    #[cfg(test)]
+    pub fn without_patience(idle: Duration) -> Self {
+        Self { idle, ..Self::impatient() }
     }
 
     #[cfg(test)]
@@ -158,9 +169,9 @@ impl Client {
             .proxy(proxy)
             .tls_config(tls)
             .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .timeout_per_read(Some(IDLE_TIMEOUT))
-            .timeout_per_write(Some(IDLE_TIMEOUT))
+            .timeout_recv_response(Some(2 * self.idle))
+            .timeout_per_read(Some(self.idle))
+            .timeout_per_write(Some(self.idle))
             .build();
         Ok(Agent::with_parts(config, DefaultConnector::default(), Resolver))
     }

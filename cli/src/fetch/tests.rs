@@ -167,6 +167,20 @@ fn tries_are_bounded() {
 }
 
 #[test]
+fn a_server_that_falls_silent_is_asked_again() {
+    let client = Client::without_patience(Duration::from_millis(500));
+    let fixture = Fixture::in_turn(|number, asked| match number {
+        0 => Reply { silent: true, ..Reply::file(asked, CONTENT).cut(1000) },
+        _ => Reply::file(asked, CONTENT),
+    });
+    let wanted = Wanted { digest: &fixture.digest, size: None, size_max: 1 << 20 };
+    let start = Instant::now();
+    to_file(&client, &fixture.blobs, &fixture.server.url("/f"), wanted, &Progress::silent()).unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    assert_eq!(fixture.server.asked()[1].from(), 1000);
+}
+
+#[test]
 fn redirects_are_followed_and_bounded() {
     let target = std::sync::Arc::new(Server::start(|asked| Reply::file(asked, CONTENT)));
     let to = target.url("/elsewhere");

@@ -274,10 +274,10 @@ impl Loader<'_> {
                         size >> 30,
                         SIZE_MAX >> 30
                     );
-                    self.blobs.check_room(size)?;
+                    self.blobs.check_room(self.blobs.missing(manifest.parts()))?;
                     self.progress.expect(size);
-                    for part in [&manifest.config].into_iter().chain(&manifest.layers) {
-                        self.store(&blob(&part.digest), &part.digest, part.size)?;
+                    for (digest, size) in manifest.parts() {
+                        self.store(&blob(digest), digest, size)?;
                     }
                     return Image::open(self.blobs, &digest);
                 }

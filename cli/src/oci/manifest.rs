@@ -159,9 +159,14 @@ fn checked(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest> {
 }
 
 impl Manifest {
-    /// Of all its parts, as they are stored.
+    /// Its parts, as they are stored.
+    pub fn parts(&self) -> impl Iterator<Item = (&Digest, u64)> {
+        [&self.config].into_iter().chain(&self.layers).map(|part| (&part.digest, part.size))
+    }
+
+    /// Of all of them.
     pub fn size(&self) -> u64 {
-        self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
+        self.parts().fold(0, |sum, (_, size)| sum.saturating_add(size))
     }
 
     pub fn to_json(&self) -> Vec<u8> {
