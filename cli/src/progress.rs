@@ -88,7 +88,8 @@ impl Progress {
             output::note("\r\x1b[K");
         }
         if succeeded && state.said {
-            output::note(&format!("{}\n", self.line(&state)));
+            let nothing = if state.done == state.found { ", nothing to fetch" } else { "" };
+            output::note(&format!("{}{nothing}\n", self.line(&state)));
         }
         state.drawn = None;
         state.said = false;
@@ -118,8 +119,8 @@ impl Progress {
         )]
         let rate = (moved as f64 / seconds) as u64;
         let of = if state.total > state.done { format!(" of {}", mib(state.total)) } else { String::new() };
-        let how = if moved == 0 { "nothing to fetch".into() } else { format!("{} MiB/s", mib(rate)) };
-        format!("{}: {}{of} MiB, {how}", self.what, mib(state.done))
+        let how = if moved == 0 { String::new() } else { format!(", {} MiB/s", mib(rate)) };
+        format!("{}: {}{of} MiB{how}", self.what, mib(state.done))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -142,7 +143,7 @@ mod tests {
         let progress = Progress::of("pulling \u{1b}[2Jx", Form::Silent);
         progress.expect(10 << 20);
         progress.found(3 << 20);
-        assert!(progress.line(&progress.lock()).ends_with(": 3.0 of 10.0 MiB, nothing to fetch"));
+        assert!(progress.line(&progress.lock()).ends_with(": 3.0 of 10.0 MiB"));
         progress.advance(3 << 20);
         progress.retreat(1 << 20);
         let line = progress.line(&progress.lock());
