@@ -141,18 +141,18 @@ impl Client {
             false => (&self.outside, Proxy::try_from_env()),
         };
         if slot.get().is_none() {
-            let _ = slot.set(self.new_agent(proxy)?);
+            let _ = slot.set(self.new_agent(proxy, url.scheme_str() == Some("https"))?);
         }
         Ok(slot.get().expect("it was set above"))
     }
 
-    fn new_agent(&self, proxy: Option<Proxy>) -> Result<Agent> {
+    fn new_agent(&self, proxy: Option<Proxy>, needs_tls: bool) -> Result<Agent> {
         let authorities = match &self.authorities {
             Some(authorities) => authorities.clone(),
             None => rustls_native_certs::load_native_certs().certs,
         };
         ensure!(
-            !authorities.is_empty(),
+            !(needs_tls && authorities.is_empty()),
             "no certificate authority is known; install ca-certificates, or set SSL_CERT_FILE to a file with some"
         );
         let roots = authorities.iter().map(|der| Certificate::from_der(der).to_owned());
