@@ -7,6 +7,7 @@ pub mod fuzz;
 mod home;
 pub mod host;
 pub mod random;
+pub mod registry;
 mod terminal;
 mod vm;
 
