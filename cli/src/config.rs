@@ -61,6 +61,8 @@ pub struct SandboxConfig {
     /// Patterns in the text form: what is hidden in the folders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hide: Vec<String>,
+    #[serde(default)]
+    pub no_docker: bool,
     /// KEY=VALUE in the text form, for every command.
     pub env: Vec<String>,
 }
@@ -124,6 +126,7 @@ pub struct Request {
     pub workspaces: Vec<Workspace>,
     /// In the order of their bytes, none twice. Empty is `None`.
     pub hide: Vec<OsString>,
+    pub no_docker: bool,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
     pub ephemeral: bool,
@@ -168,6 +171,7 @@ impl Request {
             idle_timeout_s,
             workspaces,
             hide,
+            no_docker: args.no_docker,
             env,
             workdir,
             ephemeral,
@@ -203,6 +207,7 @@ impl Request {
             idle_timeout_s: self.idle_timeout_s.unwrap_or(IDLE_DEFAULT_S),
             workspaces: self.workspaces.clone(),
             hide: self.hide.iter().map(|pattern| encode(pattern)).collect(),
+            no_docker: self.no_docker,
             env: self.env.iter().map(|variable| encode(variable)).collect(),
         }
     }
@@ -241,6 +246,7 @@ impl Request {
             "sandbox {name} has other patterns of --hide{}; {remedy}",
             config.hide.iter().map(|it| format!(" {}", quoted(decode(it)))).collect::<String>()
         );
+        ensure!(!self.no_docker || config.no_docker, "sandbox {name} has Docker; {remedy}");
         for workspace in &self.workspaces {
             ensure!(
                 config.workspaces.contains(workspace),

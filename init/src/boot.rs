@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 use rustix::time::{ClockId, Timespec};
 
+use crate::docker::Docker;
 use crate::exec::server::Server;
 use crate::housekeeping::Housekeeping;
 use crate::mark::{Mark, Port};
@@ -54,9 +55,11 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
     let listener = vsock::listener(PORT).context("listen on vsock")?;
     mark(port.as_ref(), Mark::Ready);
 
+    // Not before the mark: meanwhile the host lets the first connection through.
     let disk = Rc::new(disk);
+    let docker = if config.docker { Docker::new(Rc::clone(&disk)) } else { Docker::none() };
     let housekeeping = Housekeeping::new(config, Rc::clone(&disk), container.pid());
-    Ok(Sandbox { server: Server::new(listener, Some(container), port, housekeeping), disk })
+    Ok(Sandbox { server: Server::new(listener, Some(container), port, housekeeping, docker), disk })
 }
 
 /// Sets a mark, if this machine has any.

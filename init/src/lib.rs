@@ -4,6 +4,7 @@
 //!
 //! Three processes come from it. PID 1 only reaps. Its child boots, then serves exec in one poll loop. That one's first
 //! child is PID 1 of the container, which again only reaps; its others are the commands. There are no threads.
+//! Where Docker is used, one more keeps its daemon.
 
 pub mod boot;
 mod plan;
@@ -11,6 +12,7 @@ mod plan;
 mod apply;
 pub mod reap;
 
+pub mod docker;
 pub mod exec;
 pub mod housekeeping;
 pub mod power;

@@ -2,11 +2,11 @@
 //! It owns their `unsafe`; it decides nothing.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::ptr;
 use std::time::Duration;
 
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -30,6 +30,27 @@ pub fn fork() -> Result<Fork> {
 pub fn exit(code: u8) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(code.into()) }
+}
+
+/// Closes all descriptors but the standard ones and these, which get the numbers after those, in their order. For a fresh
+/// child that uses none of the others again, not even to close them.
+pub fn keep_only<const N: usize>(kept: [&OwnedFd; N]) -> Result<[OwnedFd; N]> {
+    const FIRST: c_int = 3;
+    let end = FIRST + c_int::try_from(N).map_err(|_| Errno::MFILE)?;
+    // Out of the way of the final numbers first.
+    let mut aside = [0; N];
+    for (aside, fd) in aside.iter_mut().zip(kept) {
+        *aside = rustix::io::fcntl_dupfd_cloexec(fd, end)?.into_raw_fd();
+    }
+    for (number, fd) in (FIRST..).zip(aside) {
+        // SAFETY: whoever owned `number` does not use it again, as the caller promises.
+        check(unsafe { libc::dup3(fd, number, libc::O_CLOEXEC) })?;
+    }
+    // SAFETY: the same holds for all that is closed here.
+    check(unsafe { libc::close_range(end.cast_unsigned(), c_uint::MAX, 0) })?;
+    let mut number = FIRST..;
+    // SAFETY: dup3 has just made them, for nobody else.
+    Ok(kept.map(|_| unsafe { OwnedFd::from_raw_fd(number.next().unwrap_or(end)) }))
 }
 
 /// Becomes another program; returns only the reason why not.

@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use init::docker::Docker;
 use init::exec::server::Server;
 use init::housekeeping::Housekeeping;
 use init::reap::Container;
@@ -84,7 +85,7 @@ fn the_server_itself() {
     });
     let listener = UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
-    Server::new(listener.into(), container, None, Housekeeping::none()).run();
+    Server::new(listener.into(), container, None, Housekeeping::none(), Docker::none()).run();
 }
 
 /// The client's side of a session.

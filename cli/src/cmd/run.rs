@@ -44,7 +44,9 @@ Arguments after -- replace the agent's command, or are added to it when the firs
 Input and output are a terminal when this command's are, else three separate streams.",
     note = "What --hide matches does not exist for the sandbox, nor does anything in it, and nothing can be created in its place.
 A folder that holds only hidden things looks empty and cannot be removed.",
-    note = "CPUs, memory, disk, idle timeout, folders and what is hidden are fixed when the sandbox is created; to change them,
+    note = "docker, in the sandbox, is a daemon of its own that starts with its first use. A container that runs does not keep the
+sandbox from stopping when no session is open: for that there is --idle-timeout 0.",
+    note = "CPUs, memory, disk, idle timeout, folders, what is hidden and Docker are fixed when the sandbox is created; to change them,
 remove it or give another --name. Variables of -e and --env-file are kept with a new sandbox, and are for this session alone in
 one that exists. A path that itself ends in :ro is written with a slash behind it."
 )]
@@ -75,6 +77,9 @@ pub struct Args {
     /// such as secrets/*.pem; * and ? stand for parts of a name. Can be repeated
     #[argh(option, arg_name = "PATTERN")]
     pub hide: Vec<Raw>,
+    /// leave out the sandbox's private Docker
+    #[argh(switch)]
+    pub no_docker: bool,
     /// start the sandbox, print its id, and do not attach
     #[argh(switch, short = 'd')]
     pub detach: bool,

@@ -198,6 +198,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> BootCon
         layers,
         mounts,
         hot_memory: layout::hot_ranges(config.memory_mib),
+        docker: !config.no_docker,
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
     }
 }

@@ -25,6 +25,7 @@ fn config(id: &str) -> SandboxConfig {
         disk_mib: 1024,
         idle_timeout_s: 30,
         hide: Vec::new(),
+        no_docker: false,
         workspaces: vec![Workspace {
             path: "/w".into(),
             read_only: false,

@@ -186,6 +186,8 @@ pub struct BootConfig {
     pub mounts: Vec<Mount>,
     /// Guest physical ranges (start, length) to hot-add after the first command has started.
     pub hot_memory: Vec<(u64, u64)>,
+    /// A private Docker, where the template has one.
+    pub docker: bool,
     /// The guest's wall clock at start, nanoseconds since the epoch (there is no RTC).
     pub wall_clock_ns: u64,
 }

@@ -162,6 +162,7 @@ impl Message for BootConfig {
             w.u64(length);
             Ok(())
         })?;
+        w.u8(self.docker.into());
         w.u64(self.wall_clock_ns);
         w.finish()
     }
@@ -177,9 +178,10 @@ impl Message for BootConfig {
         let hot_memory = r.list("hot memory", HOT_MEMORY_MAX, |r| {
             Ok((r.u64("hot memory start")?, r.u64("hot memory length")?))
         })?;
+        let docker = r.bool("docker")?;
         let wall_clock_ns = r.u64("wall clock")?;
         r.end()?;
-        Ok(Self { hostname, layers, mounts, hot_memory, wall_clock_ns })
+        Ok(Self { hostname, layers, mounts, hot_memory, docker, wall_clock_ns })
     }
 }
 

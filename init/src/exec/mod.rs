@@ -9,4 +9,4 @@ mod launch;
 mod pump;
 mod search;
 mod session;
-mod user;
+pub(crate) mod user;

@@ -12,6 +12,7 @@ use rustix::net::SocketFlags;
 
 use super::arrival::{Arrival, Outcome};
 use super::session::{Control, Part, Session, Sockets};
+use crate::docker::Docker;
 use crate::housekeeping::Housekeeping;
 use crate::mark::Port;
 use crate::reap::Container;
@@ -25,6 +26,8 @@ const ARRIVALS_MAX: usize = 256;
 const ACCEPTS_PER_TURN: usize = 64;
 /// How long the listener is left alone when the kernel has no memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long Docker's daemon and its containers may take to end, before the others are asked to.
+const DOCKER_GRACE: Duration = Duration::from_secs(2);
 /// How long the container's processes may take to end after SIGTERM; the VMM's own patience is longer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// How long processes may take to end after SIGKILL, before the file systems are closed under them.
@@ -36,6 +39,7 @@ enum Wake {
     Listener,
     Container,
     Housekeeping,
+    Docker,
     Arrival(usize),
     Session(usize, Part),
 }
@@ -51,11 +55,15 @@ pub struct Server {
     /// For the mark that the first command sets.
     port: Option<Port>,
     housekeeping: Housekeeping,
+    docker: Docker,
     ending: Option<Ending>,
 }
 
 /// How far the end of the sandbox is.
 enum Ending {
+    /// Docker has been asked to end, first and until then: it could not end its containers if its own helpers were asked
+    /// with it.
+    Docker(Instant),
     /// Processes have been asked to end, until then.
     Asked(Instant),
     /// They have been killed, and are given up then.
@@ -69,6 +77,7 @@ impl Server {
         container: Option<Container>,
         port: Option<Port>,
         housekeeping: Housekeeping,
+        docker: Docker,
     ) -> Self {
         Self {
             listener,
@@ -78,6 +87,7 @@ impl Server {
             container,
             port,
             housekeeping,
+            docker,
             ending: None,
         }
     }
@@ -93,7 +103,7 @@ impl Server {
             self.expire(Instant::now());
             let sessions = self.sessions.len();
             self.sessions.retain(|it| !it.finished());
-            if self.ending.is_some() && self.sessions.len() < sessions {
+            if matches!(self.ending, Some(Ending::Asked(_))) && self.sessions.len() < sessions {
                 self.ask_to_end();
             }
         }
@@ -134,6 +144,9 @@ impl Server {
         if let Some(pidfd) = self.housekeeping.pidfd() {
             wait(pidfd, PollFlags::IN, Wake::Housekeeping);
         }
+        if let Some(fd) = self.docker.waits_for() {
+            wait(fd, PollFlags::IN, Wake::Docker);
+        }
         for (index, arrival) in self.arrivals.iter().enumerate().filter(|(_, it)| it.reads()) {
             wait(arrival.socket.as_fd(), PollFlags::IN, Wake::Arrival(index));
         }
@@ -144,7 +157,7 @@ impl Server {
 
     fn deadline(&self) -> Option<Instant> {
         let ending = self.ending.as_ref().map(|it| match it {
-            Ending::Asked(at) | Ending::Killed(at) => *at,
+            Ending::Docker(at) | Ending::Asked(at) | Ending::Killed(at) => *at,
         });
         let arrivals = self.arrivals.iter().map(|it| it.deadline);
         let sessions = self.sessions.iter().filter_map(Session::deadline);
@@ -158,6 +171,7 @@ impl Server {
             Wake::Listener => self.accept(),
             Wake::Container => self.container.iter_mut().for_each(Container::reap),
             Wake::Housekeeping => self.housekeeping.reap(),
+            Wake::Docker => self.docker.ready(),
             Wake::Arrival(index) => self.receive(index),
             Wake::Session(index, part) => self.sessions[index].ready(part),
         }
@@ -243,10 +257,15 @@ impl Server {
 
     fn shut_down(&mut self) {
         if self.ending.is_none() {
-            self.ending = Some(Ending::Asked(Instant::now() + SHUTDOWN_GRACE));
-            self.ask_to_end();
-            self.sessions.iter_mut().for_each(Session::close_terminal);
+            self.docker.stop();
+            self.ending = Some(Ending::Docker(Instant::now() + DOCKER_GRACE));
         }
+    }
+
+    fn shut_down_container(&mut self, now: Instant) {
+        self.ending = Some(Ending::Asked(now + SHUTDOWN_GRACE));
+        self.ask_to_end();
+        self.sessions.iter_mut().for_each(Session::close_terminal);
     }
 
     /// The container's first process asks the others, and ends when it is alone. It is asked again when a session's
@@ -262,6 +281,11 @@ impl Server {
         self.sessions.iter_mut().for_each(|it| it.expire(now));
         self.accepts_at = self.accepts_at.filter(|&at| at > now);
         self.housekeeping.expire(now);
+        if let Some(Ending::Docker(at)) = self.ending
+            && (at <= now || !self.docker.runs())
+        {
+            self.shut_down_container(now);
+        }
         let Some(container) = &mut self.container else { return };
         match self.ending {
             Some(Ending::Asked(at)) if at <= now => {

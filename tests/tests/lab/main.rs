@@ -7,6 +7,7 @@ mod churn;
 mod coherence;
 mod crash;
 mod disk;
+mod docker;
 mod hangs;
 mod hostile;
 mod lifecycle;
