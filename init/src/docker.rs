@@ -3,6 +3,8 @@
 //! connects nothing of Docker runs and nothing is mounted for it. It accepts nothing: who connects waits for the daemon.
 
 mod keeper;
+mod log;
+mod programs;
 
 use std::ffi::CStr;
 use std::fs::File;
