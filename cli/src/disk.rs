@@ -1,17 +1,48 @@
-//! A sandbox's disk: a copy of a fresh, formatted image that stays as sparse as it is.
+//! A sandbox's disk: a copy of a fresh, formatted image that stays as sparse as it is, and the space it leaves to others.
 //! It does not format anything: mkfs at each start would cost more than the start.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, ftruncate, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, fstatvfs, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 /// The fresh images hold less than this in all.
 const CHUNK: usize = 64 << 10;
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
+
+/// Sandboxes leave this much of the host's file system free, or this part of a small one: a host that is full is of no use
+/// to anybody, not even to who wants to remove a sandbox.
+const KEEP_FREE_MAX: u64 = 1 << 30;
+const KEEP_FREE_PART: u64 = 20;
+/// A new one gets at least this much, so that it starts.
+const NEW_MIN: u64 = 16 << 20;
+
+/// The space where the disks are, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub free: u64,
+    /// No disk grows, and none is made, when less than this is free.
+    pub keep_free: u64,
+}
+
+impl Room {
+    /// Of the file system that `folder` is on.
+    pub fn of(folder: impl AsFd) -> io::Result<Self> {
+        let stat = fstatvfs(folder)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let keep_free = (bytes(stat.f_blocks) / KEEP_FREE_PART).min(KEEP_FREE_MAX);
+        Ok(Self { free: bytes(stat.f_bavail), keep_free })
+    }
+
+    /// Whether one more disk may be made.
+    pub fn has_one_more(&self) -> bool {
+        self.free >= self.keep_free + NEW_MIN
+    }
+}
 
 /// Makes the empty file `to` a copy of `from`, `size` bytes long (the rest is a hole).
 pub fn copy(from: &Path, to: &File, size: u64) -> io::Result<()> {

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, RenameFlags, accessat, flock, fstat, openat, renameat_with, statat,
 };
@@ -23,6 +23,7 @@ use sandbox::{DIRECTORY, PRIVATE, create};
 pub use sandbox::{Lock, Sandbox, file, is_same};
 
 use crate::config::{self, NAME_RULE, SandboxConfig};
+use crate::disk::Room;
 use crate::text::{nearest, plain, quoted};
 use crate::{disk, places};
 
@@ -85,6 +86,20 @@ impl Store {
         };
         store.collect_garbage();
         Ok(store)
+    }
+
+    /// Refuses when the host has too little space for one more sandbox.
+    pub fn check_room(&self) -> Result<()> {
+        let room = Room::of(&self.dir).context("look at the space for the sandbox")?;
+        ensure!(
+            room.has_one_more(),
+            "only {} MiB are free where sandboxes are kept ({}), and the last {} MiB are left to others; free some space, \
+             coracle rm what you do not need, or set XDG_STATE_HOME to a folder elsewhere",
+            room.free >> 20,
+            plain(&self.path),
+            room.keep_free >> 20
+        );
+        Ok(())
     }
 
     /// The names in the store, sorted, whatever they are the names of.

@@ -82,6 +82,8 @@ impl Config {
 pub struct Disk {
     pub file: File,
     pub read_only: bool,
+    /// Bytes that the disk leaves free on the file's file system: what would make the file grow beyond that fails.
+    pub keep_free: u64,
 }
 
 /// A host folder shown to the guest by virtio-fs.

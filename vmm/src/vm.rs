@@ -165,7 +165,7 @@ fn io_apic(vm: &Arc<VmFd>) -> IoApic {
 }
 
 fn layer(file: File) -> config::Disk {
-    config::Disk { file, read_only: true }
+    config::Disk { file, read_only: true, keep_free: 0 }
 }
 
 /// Builds the devices in the order of their slots. The guest names disks by that order.

@@ -284,6 +284,7 @@ impl Run {
 
     /// A new sandbox; `None` when another command has taken the name meanwhile.
     fn create(&mut self, store: &Store, name: &str) -> Result<Option<Chosen>> {
+        store.check_room()?;
         for note in self.request.complete()? {
             output::note(&format!("coracle: {note}\n"));
         }

@@ -18,6 +18,7 @@ use vmm::config::{Disk, Rules, Share, Vsock};
 use vmm::{Config, End, Exit, Vm, layout};
 
 use crate::config::SandboxConfig;
+use crate::disk::Room;
 use crate::report::Report;
 use crate::store::{Lock, Sandbox, file, is_same, is_trash};
 use crate::sys;
@@ -121,6 +122,7 @@ fn machine(
     let disk_flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let disk =
         rustix::fs::openat(&sandbox.dir, file::DISK, disk_flags, Mode::empty()).context("open the disk")?;
+    let keep_free = Room::of(&disk).context("look at the space for the disk")?.keep_free;
     let idle = match config.idle_timeout_s {
         _ if ephemeral => Some(EPHEMERAL_IDLE),
         0 => None,
@@ -136,7 +138,7 @@ fn machine(
         initramfs: open_part(&parts::initramfs()?)?,
         boot_file: boot_config(sandbox, config, count).encode().context("encode the boot configuration")?,
         verbose_console: console,
-        disks: vec![Disk { file: disk.into(), read_only: false }],
+        disks: vec![Disk { file: disk.into(), read_only: false, keep_free }],
         layers,
         shares: shares(config)?,
         vsock: Vsock {

@@ -54,7 +54,7 @@ pub fn blk(input: &[u8]) {
     file.set_len(DISK_SIZE).expect("size it");
     let read_only = choices.byte().is_multiple_of(4);
     let same: File = file.try_clone().expect("another descriptor");
-    let disk = Blk::new(config::Disk { file, read_only }).expect("a disk of whole sectors");
+    let disk = Blk::new(config::Disk { file, read_only, keep_free: 0 }).expect("a disk of whole sectors");
     Driver::new(disk).play(&mut choices, &mut Disk);
     let data = same.metadata().expect("still open");
     assert_eq!(data.len(), DISK_SIZE, "a guest cannot change the size of its disk");

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::Result;
-use tests::{Test, Vm};
+use tests::{Home, Test, Vm};
 
 /// What a file system keeps for itself of what was written and deleted: its journal, tables, bitmaps.
 const KEPT: u64 = 16 << 20;
@@ -38,5 +38,42 @@ fn what_is_deleted_right_before_a_stop_is_free_after_it() -> Test {
     assert!(after < before + KEPT, "{before} bytes before, {after} after");
     vm.start(["--cpus", "1", "-m", "512m"])?;
     vm.exec("test ! -e ~/large")?;
+    Ok(())
+}
+
+/// As its own root, a user may mount a small file system for the state.
+const ON_A_SMALL_DISK: &str =
+    "mkdir -p $XDG_STATE_HOME && mount -t tmpfs -o size=400m small $XDG_STATE_HOME && exec sh -ec \"$0\"";
+/// 5 % of 400 MiB, in KiB.
+const FLOOR_KIB: u64 = 20 << 10;
+
+#[test]
+fn a_full_host_costs_a_sandbox_its_growth_and_nobody_anything_else() -> Test {
+    let home = Home::new()?;
+    let story = r#"
+        run() { coracle exec "$@"; }
+        free() { df --output=avail -k $XDG_STATE_HOME | tail -1; }
+        coracle run -d --name one --cpus 1 -m 512m --idle-timeout 10m shell .
+        coracle run -d --name two --cpus 1 -m 512m --idle-timeout 10m shell .
+        run one sh -c 'echo kept > ~/kept; sync'
+        if run one sh -c 'dd if=/dev/urandom of=$HOME/large bs=1M count=500 conv=fsync' 2>&1; then echo 'it fitted?'; fi
+        echo "free $(free)"
+        run one sh -c 'cat ~/kept /usr/bin/git | head -c 5'
+        run two sh -c 'echo others go on'
+        coracle run --rm --cpus 1 -m 512m shell . -- true || echo "refused $?"
+        coracle rm -f one
+        coracle run --rm --cpus 1 -m 512m shell . -- echo room again
+        coracle rm -f two
+    "#;
+    let done =
+        home.program("unshare").args(["-Urm", "sh", "-ec", ON_A_SMALL_DISK, story]).deadline(300).run()?;
+    let (out, err) = (done.out(), done.err());
+    assert_eq!(done.code, 0, "{out}\n{err}");
+    let free: u64 = out.lines().find_map(|line| line.strip_prefix("free ")).unwrap_or("0").trim().parse()?;
+    assert!((FLOOR_KIB - 1024..FLOOR_KIB + (2 << 10)).contains(&free), "{free} KiB stay free\n{out}\n{err}");
+    for said in ["Input/output error", "kept\n", "others go on", "refused 125", "room again"] {
+        assert!(out.contains(said), "{said}: {out}\n{err}");
+    }
+    assert!(err.contains("MiB are free where sandboxes are kept"), "{err}");
     Ok(())
 }

@@ -12,10 +12,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use self::floor::Floor;
 use self::worker::{Range, Work, Worker};
 use super::{BrokenQueue, Device, Memory, Profile, Queue, Reader, Writer};
 use crate::config;
 
+mod floor;
 mod worker;
 
 /// virtio 1.2, 5.2.1 "Device ID".
@@ -102,7 +104,8 @@ impl Blk {
         }
         let file = Arc::new(disk.file);
         let worker = Worker::new(Arc::clone(&file)).map_err(Error::EventFd)?;
-        let image = Image { file, sectors: size / SECTOR_SIZE, read_only: disk.read_only };
+        let floor = Floor::new(Arc::clone(&file), disk.keep_free);
+        let image = Image { file, sectors: size / SECTOR_SIZE, read_only: disk.read_only, floor };
         Ok(Self { config_space: config_space(image.sectors), image, worker, active: None })
     }
 
@@ -113,7 +116,7 @@ impl Blk {
             queue.complete_deferred(memory, chain, status as u8)?;
         }
         // What the worker still does for the driver before this one comes first; then it wakes us.
-        if !self.worker.is_stale() && drain(&self.image, &mut self.worker, memory, queue)? {
+        if !self.worker.is_stale() && drain(&mut self.image, &mut self.worker, memory, queue)? {
             self.worker.wake();
         }
         queue.notify(memory)
@@ -163,7 +166,7 @@ impl Device for Blk {
 
 /// Takes requests and answers them or hands them to the worker. True if there may be more.
 fn drain(
-    image: &Image,
+    image: &mut Image,
     worker: &mut Worker,
     memory: &Memory,
     queue: &mut Queue,
@@ -212,11 +215,12 @@ struct Image {
     file: Arc<File>,
     sectors: u64,
     read_only: bool,
+    floor: Floor,
 }
 
 impl Image {
     /// Does what the request in `reader` says; what it reads goes to `data`.
-    fn execute(&self, reader: &mut Reader<'_>, data: &mut Writer<'_>) -> Result<Answer, BrokenQueue> {
+    fn execute(&mut self, reader: &mut Reader<'_>, data: &mut Writer<'_>) -> Result<Answer, BrokenQueue> {
         let mut header = [0; 16];
         if !reader.read(&mut header) {
             return Err(BrokenQueue("request has no header"));
@@ -250,10 +254,14 @@ impl Image {
         Status::Ok
     }
 
-    fn write(&self, sector: u64, data: &mut Reader<'_>) -> Status {
+    fn write(&mut self, sector: u64, data: &mut Reader<'_>) -> Status {
         let Some(mut offset) = self.offset(sector, data.remaining()).filter(|_| !self.read_only) else {
             return Status::IoError;
         };
+        // No status says that there is no space (5.2.6 "Device Operation").
+        if !self.floor.allows(offset, data.remaining() as u64) {
+            return Status::IoError;
+        }
         while data.remaining() > 0 {
             match data.write_to_file(self.file.as_fd(), offset, data.remaining()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -265,7 +273,7 @@ impl Image {
     }
 
     /// The ranges of a discard or write-zeroes request.
-    fn zero(&self, kind: u32, reader: &mut Reader<'_>) -> Result<Work, Status> {
+    fn zero(&mut self, kind: u32, reader: &mut Reader<'_>) -> Result<Work, Status> {
         const UNMAP: u32 = 1;
         const RANGE_SIZE: usize = 16;
         let mut ranges = Vec::new();
@@ -288,6 +296,9 @@ impl Image {
             let length = u64::from(count) * SECTOR_SIZE;
             let offset = self.range(u64::from_le_bytes(field(&bytes, 0)), length);
             let offset = offset.filter(|_| count <= RANGE_SECTORS_MAX).ok_or(Status::IoError)?;
+            if keep && !self.floor.allows(offset, length) {
+                return Err(Status::IoError);
+            }
             if length > 0 {
                 ranges.push(Range { offset, length });
             }

@@ -20,9 +20,13 @@ struct Guest {
 
 impl Guest {
     fn new(read_only: bool) -> Self {
+        Self::above_floor(read_only, 0)
+    }
+
+    fn above_floor(read_only: bool, keep_free: u64) -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(SECTORS * SECTOR_SIZE).unwrap();
-        let disk = config::Disk { file: file.try_clone().unwrap(), read_only };
+        let disk = config::Disk { file: file.try_clone().unwrap(), read_only, keep_free };
         let mut blk = Blk::new(disk).unwrap();
         let memory = driver::memory(1, QUEUE_SIZE);
         let (driver, queue) = Driver::new(&memory, 0, QUEUE_SIZE);
@@ -235,6 +239,24 @@ fn zeroes_may_be_asked_to_keep_their_space() {
     }
 }
 
+/// The floor is above all there is: nothing may grow, and all that is there goes on.
+#[test]
+fn a_disk_below_the_floor_does_not_grow_but_can_be_read_changed_and_freed() {
+    let mut guest = Guest::above_floor(false, u64::MAX);
+    guest.file.write_all_at(&[7; 1 << 20], 0).unwrap();
+    let before = guest.file.metadata().unwrap().blocks();
+    for (sector, status) in [(0, 0), (2047, 0), (2048, 1), (SECTORS - 1, 1)] {
+        assert_eq!(guest.request(kind::OUT, sector, &[8; 512], 0).0, status, "{sector}");
+    }
+    assert_eq!(guest.request(kind::OUT, 2047, &[8; 1024], 0).0, 1, "half of it is new");
+    assert_eq!(guest.request(kind::WRITE_ZEROES, 0, &range(2048, 8, 0), 0).0, 1);
+    assert_eq!(guest.request(kind::IN, 2047, &[], 1024), (0, [[8; 512], [0; 512]].concat()));
+    assert_eq!(guest.file.metadata().unwrap().blocks(), before);
+    assert_eq!(guest.request(kind::FLUSH, 0, &[], 0).0, 0);
+    assert_eq!(guest.request(kind::DISCARD, 0, &range(0, 2048, 0), 0).0, 0);
+    assert!(guest.file.metadata().unwrap().blocks() < before);
+}
+
 #[test]
 fn hostile_discards_are_refused() {
     let mut guest = Guest::new(false);
@@ -367,11 +389,14 @@ fn odd_images_are_refused() {
     for size in [0, 1, 511, 513] {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
-        assert!(matches!(Blk::new(config::Disk { file, read_only: true }), Err(Error::Sectors(_))));
+        assert!(matches!(
+            Blk::new(config::Disk { file, read_only: true, keep_free: 0 }),
+            Err(Error::Sectors(_))
+        ));
     }
     for path in ["/", "/dev/null"] {
         let file = File::open(path).unwrap();
-        assert!(matches!(Blk::new(config::Disk { file, read_only: true }), Err(Error::Kind)));
+        assert!(matches!(Blk::new(config::Disk { file, read_only: true, keep_free: 0 }), Err(Error::Kind)));
     }
 }
 
