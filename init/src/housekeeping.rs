@@ -1,4 +1,4 @@
-//! What can wait until the first command runs: the rest of the memory, the rest of the disk.
+//! What can wait until the first command runs: the rest of the memory, the rest of the disk, a device.
 //! It owns the process that does it, at low priority and off the way of every start. It reports to the log only.
 
 use std::rc::Rc;
@@ -109,6 +109,7 @@ impl Work {
         let _ = rustix::process::nice(NICENESS);
         complain("grow the disk", grow_disk(&self.disk));
         complain("add memory", add_memory(&self.config.hot_memory));
+        complain("add a device", add_device(self.config.late_device));
         sys::exit(0)
     }
 }
@@ -158,6 +159,14 @@ fn add_memory(ranges: &[(u64, u64)]) -> Result<()> {
     }
     let threads = rustix::system::sysinfo().totalram / MEMORY_PER_THREAD;
     std::fs::write("/proc/sys/kernel/threads-max", threads.to_string()).context("raise threads-max")
+}
+
+/// The balloon: finding it takes a virtual millisecond that no start need wait for. What it does, giving free memory back,
+/// it does every 2 s. Our kernel's parameter can be written to (kernel-config/patches/virtio-mmio-late.patch).
+fn add_device((address, interrupt): (u64, u8)) -> Result<()> {
+    let device = open("/sys/module/virtio_mmio/parameters/device", OFlags::WRONLY)?;
+    rustix::io::write(&device, format!("4K@{address:#x}:{interrupt}").as_bytes())?;
+    Ok(())
 }
 
 /// The start of every whole block.

@@ -68,6 +68,7 @@ targets! {
     share 3_000,
     blk 3_000,
     rng 3_000,
+    balloon 3_000,
     fs 3_000,
     vsock 3_000,
 }

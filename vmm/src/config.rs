@@ -16,8 +16,8 @@ pub const MEMORY_MIB_MIN: u32 = 128;
 pub const MEMORY_MIB_MAX: u32 = 512 << 10;
 /// The most layers of a template.
 pub const LAYERS_MAX: usize = 16;
-/// The most disks and shares together: device slots left beside vsock, rng and layers.
-pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 2 - LAYERS_MAX;
+/// The most disks and shares together: device slots left beside vsock, balloon, rng and layers.
+pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 3 - LAYERS_MAX;
 
 /// What a configuration asks for that there is not.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

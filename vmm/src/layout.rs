@@ -36,6 +36,9 @@ pub const IOAPIC_PINS: u8 = 40;
 /// Devices that fit: one interrupt line each.
 pub const SLOTS_MAX: u8 = IOAPIC_PINS - IRQ_BASE;
 
+/// The device in this slot is not on the kernel's command line: whoever wants it names it to the kernel later.
+pub const LATE_SLOT: u8 = 1;
+
 /// First port of the serial line and the number of its ports.
 pub const SERIAL: Range<u16> = 0x3f8..0x400;
 /// The guest writes one byte here to mark a point of its start, or its end.

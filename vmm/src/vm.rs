@@ -18,6 +18,7 @@ use crate::ioapic::IoApic;
 use crate::machine::{Devices, Exit, Machine};
 use crate::marks::{self, Mark};
 use crate::memory::{self, Memory};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{self, Blk};
 use crate::virtio::fs::Fs;
 use crate::virtio::mmio::Mmio;
@@ -182,7 +183,9 @@ fn build_devices(
         Interrupt::new(move || ioapic.raise(irq))
     };
     let mut vsock = Vsock::new(vsock).map_err(Error::Vsock)?;
-    let mut boxed: Vec<Box<dyn Device>> = Vec::with_capacity(disks.len() + shares.len() + 1);
+    let mut boxed: Vec<Box<dyn Device>> = Vec::with_capacity(disks.len() + shares.len() + 2);
+    // In layout::LATE_SLOT.
+    boxed.push(Box::new(Balloon::default()));
     for (index, disk) in disks.into_iter().enumerate() {
         boxed.push(Box::new(Blk::new(disk).map_err(|source| Error::Disk { index, source })?));
     }

@@ -201,6 +201,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> BootCon
         mounts,
         hot_memory: layout::hot_ranges(config.memory_mib),
         docker: !config.no_docker,
+        late_device: layout::slot(layout::LATE_SLOT),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
     }
 }

@@ -188,6 +188,8 @@ pub struct BootConfig {
     pub hot_memory: Vec<(u64, u64)>,
     /// A private Docker, where the template has one.
     pub docker: bool,
+    /// Address and interrupt line of the virtio-mmio device that the kernel is told of after the first command has started.
+    pub late_device: (u64, u8),
     /// The guest's wall clock at start, nanoseconds since the epoch (there is no RTC).
     pub wall_clock_ns: u64,
 }

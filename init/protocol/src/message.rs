@@ -163,6 +163,8 @@ impl Message for BootConfig {
             Ok(())
         })?;
         w.u8(self.docker.into());
+        w.u64(self.late_device.0);
+        w.u8(self.late_device.1);
         w.u64(self.wall_clock_ns);
         w.finish()
     }
@@ -179,9 +181,10 @@ impl Message for BootConfig {
             Ok((r.u64("hot memory start")?, r.u64("hot memory length")?))
         })?;
         let docker = r.bool("docker")?;
+        let late_device = (r.u64("late device's address")?, r.u8("late device's interrupt")?);
         let wall_clock_ns = r.u64("wall clock")?;
         r.end()?;
-        Ok(Self { hostname, layers, mounts, hot_memory, docker, wall_clock_ns })
+        Ok(Self { hostname, layers, mounts, hot_memory, docker, late_device, wall_clock_ns })
     }
 }
 

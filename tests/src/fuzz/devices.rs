@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vmm::config;
+use vmm::virtio::balloon::Balloon;
 use vmm::virtio::blk::Blk;
 use vmm::virtio::fs::Fs;
 use vmm::virtio::rng::Rng;
@@ -28,6 +29,18 @@ pub fn rng(input: &[u8]) {
         }
     }
     Driver::new(Rng::default()).play(&mut Choices(input), &mut Any);
+}
+
+pub fn balloon(input: &[u8]) {
+    struct Reports;
+    impl Scene<Balloon> for Reports {
+        fn request(&mut self, choices: &mut Choices<'_>) -> Request {
+            let queue = choices.of(&[2_u32, 2, 2, 2, 1, 0]);
+            let mut length = || choices.of(&[4096_u32, 4096, 8192, 4095, 1, 0, 1 << 20, 1 << 27, u32::MAX]);
+            Request { queue, writable: vec![length(), length()], ..Request::default() }
+        }
+    }
+    Driver::new(Balloon::default()).play(&mut Choices(input), &mut Reports);
 }
 
 pub fn blk(input: &[u8]) {

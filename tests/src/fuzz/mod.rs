@@ -22,12 +22,13 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "protocol", run: messages::protocol, seeds: messages::seeds },
     Target { name: "boot_config", run: messages::boot_config, seeds: messages::boot_config_seeds },
     Target { name: "share", run: share::share, seeds: none },
     Target { name: "blk", run: devices::blk, seeds: none },
     Target { name: "rng", run: devices::rng, seeds: none },
+    Target { name: "balloon", run: devices::balloon, seeds: none },
     Target { name: "fs", run: devices::fs, seeds: none },
     Target { name: "vsock", run: devices::vsock, seeds: none },
 ];

@@ -70,6 +70,28 @@ fn the_vmm_takes_at_most_five_mebibytes_beyond_the_guests_memory() -> Test {
     Ok(())
 }
 
+/// A figure of the VMM's, in MiB: VmRSS is what is resident now, VmHWM the most that ever was.
+fn status(vm: &Vm, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.home.vmm()?.pid.as_raw_pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a line of that name")?;
+    let kib: u64 = line.trim_matches([':', '\t', ' ', 'k', 'B']).parse()?;
+    Ok(kib >> 10)
+}
+
+#[test]
+fn memory_that_the_sandbox_frees_goes_back_to_the_host() -> Test {
+    let vm = Vm::boot()?;
+    vm.exec("python3 -c 'x = b\"1\" * (300 << 20)'")?;
+    let peak = status(&vm, "VmHWM")?;
+    assert!(peak > 300, "{peak} MiB");
+    vm.home.wait_for("the host has its memory back", || {
+        status(&vm, "VmRSS").is_ok_and(|now| now < peak - 200)
+    })?;
+    eprintln!("{peak} MiB at most, {} after it", status(&vm, "VmRSS")?);
+    assert_eq!(vm.exec("python3 -c 'x = b\"1\" * (300 << 20); print(len(x))'")?, "314572800\n");
+    Ok(())
+}
+
 #[test]
 fn a_large_guest_gets_all_of_its_memory_soon_after_its_start() -> Test {
     let vm = Vm::boot_with(["--cpus", "1", "-m", "8g"])?;

@@ -18,11 +18,11 @@ use crate::layout;
 const FIXED: &str = "earlyprintk=serial,ttyS0,115200,keep panic=-1 reboot=t tsc=reliable \
                      noreplace-smp rodata=off retain_initrd rdinit=/init";
 
-/// The command line of a machine with `slots` virtio devices.
+/// The command line of a machine with `slots` virtio devices, of which a late one is not told.
 pub fn build(verbose_console: bool, slots: u8) -> String {
     let level = if verbose_console { "ignore_loglevel" } else { "quiet" };
     let mut cmdline = format!("{level} {FIXED}");
-    for n in 0..slots {
+    for n in (0..slots).filter(|&n| n != layout::LATE_SLOT) {
         let (address, irq) = layout::slot(n);
         // Linux Documentation/admin-guide/kernel-parameters.txt, "virtio_mmio.device"
         write!(cmdline, " virtio_mmio.device=4K@{address:#x}:{irq}").expect("a String takes everything");
@@ -36,8 +36,8 @@ mod tests {
 
     #[test]
     fn devices_are_listed_in_order() {
-        let cmdline = build(false, 2);
-        assert!(cmdline.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"));
+        let cmdline = build(false, 3);
+        assert!(cmdline.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0002000:7"));
     }
 
     #[test]

@@ -235,6 +235,23 @@ impl<'m> Writer<'m> {
         })
     }
 
+    /// Gives the pages that lie wholly within the buffers back to the host. What is read there next is zero, or what a file
+    /// that is mapped there holds.
+    pub fn give_back(&self) {
+        const PAGE: usize = 4096;
+        for slice in &self.0.slices {
+            let guard = slice.ptr_guard_mut();
+            let address = guard.as_ptr();
+            let skipped = address.addr().next_multiple_of(PAGE) - address.addr();
+            let length = slice.len().saturating_sub(skipped) / PAGE * PAGE;
+            if length > 0 {
+                // SAFETY: the range lies in guest memory, which stays mapped. Its content may change at any time, as nothing
+                // in the process holds a reference into it; a file's pages are only let go of. If it fails, they stay.
+                unsafe { libc::madvise(address.wrapping_add(skipped).cast(), length, libc::MADV_DONTNEED) };
+            }
+        }
+    }
+
     /// Sets the first `count` bytes aside, for a header that is known only after what follows it.
     /// `None` when fewer are left; `join` puts both together again.
     pub fn split(&mut self, count: usize) -> Option<Writer<'m>> {

@@ -18,6 +18,7 @@ mod queue;
 
 pub mod mmio;
 
+pub mod balloon;
 pub mod blk;
 pub mod fs;
 pub mod rng;
