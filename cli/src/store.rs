@@ -20,7 +20,7 @@ use rustix::process::Signal;
 mod sandbox;
 
 use sandbox::{DIRECTORY, PRIVATE, create};
-pub use sandbox::{Lock, Sandbox, file, is_same};
+pub use sandbox::{Lock, Sandbox, Usage, file, is_same};
 
 use crate::config::{self, NAME_RULE, SandboxConfig};
 use crate::disk::Room;

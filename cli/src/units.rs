@@ -86,6 +86,18 @@ pub fn show_mib(mib: u64) -> String {
     }
 }
 
+/// A number of bytes for people, to a tenth of the largest unit that is not zero.
+pub fn show_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut tenths = bytes.saturating_mul(10) >> 10;
+    let mut unit = 0;
+    while tenths >= 10 << 10 && unit + 1 < UNITS.len() {
+        tenths >>= 10;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +170,14 @@ mod tests {
         }
         for text in ["", "s", "-1", "1.5h", "inf", "1d", "25h", "99999999999999999999h", "5 m"] {
             assert!(seconds(OsStr::new(text), 86400).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_in_the_unit_that_fits() {
+        let cases = [(0, "0.0 KiB"), (1536, "1.5 KiB"), (1023 << 10, "1023.0 KiB"), (1 << 20, "1.0 MiB")];
+        for (bytes, shown) in cases.into_iter().chain([(20 << 30, "20.0 GiB"), (3 << 50, "3.0 PiB")]) {
+            assert_eq!(show_bytes(bytes), shown);
         }
     }
 

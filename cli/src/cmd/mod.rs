@@ -9,6 +9,7 @@ pub mod exec;
 pub mod ls;
 pub mod rm;
 pub mod run;
+pub mod stats;
 pub mod stop;
 pub mod template;
 pub mod version;

@@ -43,6 +43,15 @@ pub struct Sandbox {
     pub dir: OwnedFd,
 }
 
+/// What a VMM's process has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Of all its threads, guest and host.
+    pub cpu_ticks: u64,
+    /// Bytes that are resident, and its own.
+    pub memory: u64,
+}
+
 /// The right to start or remove a sandbox. It is the open file that counts: a child that inherits it keeps the lock.
 #[derive(Debug)]
 pub struct Lock(pub File);
@@ -77,6 +86,26 @@ impl Sandbox {
         let process = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let Some(process) = process.filter(|_| self.pid().is_some()) else { return false };
         pidfd_send_signal(process, signal).is_ok()
+    }
+
+    /// What the VMM has taken so far; `None` when there is none.
+    pub fn usage(&self) -> Option<Usage> {
+        let path = format!("/proc/{}", self.pid()?.as_raw_pid());
+        let process = rustix::fs::open(path, OFlags::PATH | DIRECTORY, Mode::empty()).ok()?;
+        // As for a signal: opened in between, it is that process's folder for good.
+        self.pid()?;
+        let read = |name| {
+            let file = openat(&process, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+            std::io::read_to_string(File::from(file)).ok()
+        };
+        Usage::parse(&read("stat")?, &read("status")?)
+    }
+
+    /// How much the disk takes on the host, and its size.
+    pub fn disk_sizes(&self) -> Result<(u64, u64)> {
+        const BLOCK: u64 = 512;
+        let disk = self.open_file(file::DISK)?.metadata().context("look at the disk")?;
+        Ok((disk.blocks() * BLOCK, disk.len()))
     }
 
     /// The VMM's process, as it wrote itself into the lock. The number may be an older VMM's, and by now anybody's, while
@@ -114,6 +143,20 @@ impl Sandbox {
     }
 }
 
+impl Usage {
+    /// Linux Documentation/filesystems/proc.rst, tables 1-2 "status" and 1-4 "stat".
+    fn parse(stat: &str, status: &str) -> Option<Self> {
+        const USER: usize = 11;
+        // The name may hold anything, even brackets; what follows it are numbers.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(USER);
+        let mut ticks = || fields.next()?.parse::<u64>().ok();
+        let cpu_ticks = ticks()? + ticks()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(Self { cpu_ticks, memory: kib << 10 })
+    }
+}
+
 impl Lock {
     /// Says which process has the lock as its input, so that others can send it signals.
     pub fn write_pid(&self, pid: u32) -> std::io::Result<()> {
@@ -131,4 +174,19 @@ pub fn create(dir: &OwnedFd, name: &str) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(dir, name, flags, PRIVATE).with_context(|| format!("create {name}"))?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_found_behind_any_name() {
+        let stat = "7 (a) R (b 1 2) S 1 7 7 0 -1 4194560 9 0 0 0 12 30 0 0 20 0 4 0 88 1 2";
+        let status = "Name:\tx\nVmRSS:\t   99 kB\nRssAnon:\t   64 kB\nRssFile:\t  35 kB\n";
+        assert_eq!(Usage::parse(stat, status), Some(Usage { cpu_ticks: 42, memory: 64 << 10 }));
+        for (stat, status) in [("", ""), (stat, ""), ("7 (a) S 1", status), (stat, "RssAnon: x kB")] {
+            assert_eq!(Usage::parse(stat, status), None);
+        }
+    }
 }
