@@ -8,13 +8,13 @@ use argh::{ArgsInfo, CommandInfoWithArgs, EarlyExit, FromArgs};
 use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
-use crate::cmd::{Typed, agents, doctor, exec, ls, rm, run, stats, stop, template, version, vmm};
+use crate::cmd::{Typed, agents, doctor, exec, ls, resize, rm, run, stats, stop, template, version, vmm};
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
-pub const NAMES: [&str; 11] =
-    ["run", "exec", "ls", "stats", "stop", "rm", "agents", "template", "doctor", "version", "help"];
+pub const NAMES: [&str; 12] =
+    ["run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "doctor", "version", "help"];
 
 #[derive(FromArgs)]
 #[argh(
@@ -47,6 +47,7 @@ pub enum Command {
     Exec(exec::Args),
     Ls(ls::Args),
     Stats(stats::Args),
+    Resize(resize::Args),
     Stop(stop::Args),
     Rm(rm::Args),
     Agents(agents::Args),
@@ -62,6 +63,7 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "exec" => (exec::Args::get_args_info(), Tail::FirstPositional),
         "ls" => (ls::Args::get_args_info(), Tail::None),
         "stats" => (stats::Args::get_args_info(), Tail::None),
+        "resize" => (resize::Args::get_args_info(), Tail::None),
         "stop" => (stop::Args::get_args_info(), Tail::None),
         "rm" => (rm::Args::get_args_info(), Tail::None),
         "agents" => (agents::Args::get_args_info(), Tail::None),
@@ -101,6 +103,7 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
         Command::Exec(args) => args.run(typed),
         Command::Ls(args) => args.run(typed),
         Command::Stats(args) => args.run(typed),
+        Command::Resize(args) => args.run(typed),
         Command::Stop(args) => args.run(typed),
         Command::Rm(args) => args.run(typed),
         Command::Agents(args) => args.run(typed),

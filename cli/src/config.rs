@@ -110,6 +110,27 @@ impl SandboxConfig {
     }
 }
 
+/// The sizes that a command line asks for, checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    pub cpus: Option<u8>,
+    pub memory_mib: Option<u32>,
+    pub disk_mib: Option<u64>,
+}
+
+impl Sizes {
+    pub fn new(cpus: Option<&Raw>, memory: Option<&Raw>, disk: Option<&Raw>) -> Result<Self> {
+        let cpus = flag(cpus, "--cpus", |text| {
+            units::count(text, "a number of CPUs", 1, CPUS_MAX.into()).map_err(|error| anyhow!(error))
+        })?;
+        Ok(Self {
+            cpus: cpus.map(|cpus| u8::try_from(cpus).expect("at most CPUS_MAX")),
+            memory_mib: flag(memory, "--memory", check_memory)?,
+            disk_mib: flag(disk, "--disk", check_disk)?,
+        })
+    }
+}
+
 /// What one `run` asks for, checked. `None` is: whatever the sandbox has, or the default for a new one.
 #[derive(Debug)]
 pub struct Request {
@@ -142,11 +163,8 @@ impl Request {
             "--pull is about the image of --template; give one, or leave it out"
         );
         let name = args.name.as_ref().map(|name| check_name(&name.0).context("--name")).transpose()?;
-        let cpus = flag(args.cpus.as_ref(), "--cpus", |text| {
-            units::count(text, "a number of CPUs", 1, CPUS_MAX.into()).map_err(|error| anyhow!(error))
-        })?;
-        let memory_mib = flag(args.memory.as_ref(), "--memory", check_memory)?;
-        let disk_mib = flag(args.disk.as_ref(), "--disk", check_disk)?;
+        let Sizes { cpus, memory_mib, disk_mib } =
+            Sizes::new(args.cpus.as_ref(), args.memory.as_ref(), args.disk.as_ref())?;
         let idle_timeout_s = flag(args.idle_timeout.as_ref(), "--idle-timeout", |text| {
             units::seconds(text, IDLE_MAX_S).map_err(|error| anyhow!(error))
         })?;
@@ -158,7 +176,6 @@ impl Request {
             _ => workspace::resolve(&paths, WORKSPACES_MAX, &places::private()?)?,
         };
         let hide = check_hide(raws(&args.hide), &workspaces)?;
-        let cpus = cpus.map(|cpus| u8::try_from(cpus).expect("at most CPUS_MAX"));
         let ephemeral = args.rm;
         Ok(Self {
             agent,
@@ -216,14 +233,15 @@ impl Request {
         self.disk_mib.unwrap_or(DISK_MIB_DEFAULT)
     }
 
-    /// Whether the sandbox that is there is one that was asked for. Its size and folders are fixed when it is created.
+    /// Whether the sandbox that is there is one that was asked for. What it has is changed by other commands, or never.
     pub fn check_against(&self, name: &str, config: &SandboxConfig) -> Result<()> {
         let remedy =
             format!("leave it out, remove the sandbox with coracle rm {name}, or give another --name");
-        let differs = |flag: &str, asked: Option<String>, has: String| match asked {
+        let differs = |flag: &str, asked: Option<String>, has: String, remedy: &str| match asked {
             Some(asked) if asked != has => bail!("sandbox {name} has {flag} {has}, not {asked}; {remedy}"),
             _ => Ok(()),
         };
+        let resize = &format!("change that with coracle resize {name}, leave it out, or give another --name");
         ensure!(
             config.agent == self.agent.name,
             "sandbox {name} is of agent {}; {remedy}",
@@ -233,13 +251,14 @@ impl Request {
             Ok(Some(reference)) => reference.to_string(),
             _ => name.clone(),
         };
-        differs("--template", self.template.as_ref().map(written_out), config.template.clone())?;
-        differs("--cpus", self.cpus.map(|it| it.to_string()), config.cpus.to_string())?;
+        let template = self.template.as_ref().map(written_out);
+        differs("--template", template, config.template.clone(), &remedy)?;
+        differs("--cpus", self.cpus.map(|it| it.to_string()), config.cpus.to_string(), resize)?;
         let memory = |mib: u32| units::show_mib(mib.into());
-        differs("--memory", self.memory_mib.map(memory), memory(config.memory_mib))?;
-        differs("--disk", self.disk_mib.map(units::show_mib), units::show_mib(config.disk_mib))?;
+        differs("--memory", self.memory_mib.map(memory), memory(config.memory_mib), resize)?;
+        differs("--disk", self.disk_mib.map(units::show_mib), units::show_mib(config.disk_mib), resize)?;
         let idle = self.idle_timeout_s.map(|it| it.to_string());
-        differs("--idle-timeout", idle, config.idle_timeout_s.to_string())?;
+        differs("--idle-timeout", idle, config.idle_timeout_s.to_string(), &remedy)?;
         let hide: Vec<String> = self.hide.iter().map(|pattern| encode(pattern)).collect();
         ensure!(
             hide.is_empty() || hide == config.hide,

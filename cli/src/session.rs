@@ -14,10 +14,12 @@ use vmm::marks::now_ns;
 use crate::sys::Signals;
 use crate::term::{self, RawMode};
 
+mod ask;
 mod control;
 mod open;
 mod pump;
 
+pub use ask::ask;
 use control::Control;
 pub use open::Streams;
 use open::{is_refused, open, open_streams, private_terminal};
@@ -95,6 +97,13 @@ impl Command {
     }
 }
 
+fn new_token() -> Result<Token> {
+    let mut token = [0; 16];
+    rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
+        .context("draw a random token")?;
+    Ok(token)
+}
+
 /// Runs a command by connections from `connect`; everything is sent without waiting for the sandbox.
 pub fn run(
     connect: &dyn Fn() -> io::Result<OwnedFd>,
@@ -108,9 +117,7 @@ pub fn run(
         Some(terminal) => Streams { stdin: terminal.as_fd(), stdout: terminal.as_fd(), ..streams },
         None => streams,
     };
-    let mut token: Token = [0; 16];
-    rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
-        .context("draw a random token")?;
+    let token = new_token()?;
     let opened = open(connect, token, Role::Control).and_then(|control| {
         let control = Control::new(control, &command.frame);
         Ok((control, open_streams(connect, token, command.stdio, streams)?))

@@ -396,7 +396,7 @@ fn what_an_existing_sandbox_is_not() {
         (&["--hide", ".env"], "sandbox box has other patterns of --hide; leave it out"),
         (
             &["--cpus", "2"],
-            "sandbox box has --cpus 1, not 2; leave it out, remove the sandbox with coracle rm box, or give",
+            "sandbox box has --cpus 1, not 2; change that with coracle resize box, leave it out, or give",
         ),
         (&["-m", "1g"], "sandbox box has --memory 512m, not 1g"),
         (&["--disk", "30g"], "sandbox box has --disk 20g, not 30g"),

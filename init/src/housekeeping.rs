@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use protocol::BootConfig;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
-use crate::plan::DISK_DEVICE;
+use crate::grow::{self, DEVICES, open};
 use crate::sys::{self, Fork};
 
 /// A command that is over sooner never pays for any of this.
@@ -23,14 +23,11 @@ const BLOCKS_MAX: u64 = 8 << 10;
 /// The kernel's measure: an eighth of memory for kernel stacks of 16 KiB (kernel/fork.c, `set_max_threads`).
 const MEMORY_PER_THREAD: u64 = 8 * (16 << 10);
 
-/// Where an ext4 file system describes itself, and in how many bytes.
-const SUPERBLOCK_AT: u64 = 1024;
-const SUPERBLOCK_LEN: usize = 1024;
-
 /// The work, and how far it is.
 pub struct Housekeeping {
     work: Option<Work>,
     state: State,
+    disk: Option<Rc<OwnedFd>>,
 }
 
 struct Work {
@@ -51,18 +48,26 @@ enum State {
 impl Housekeeping {
     /// For a booted sandbox.
     pub fn new(config: BootConfig, disk: Rc<OwnedFd>, container: Pid) -> Self {
-        Self { work: Some(Work { config, disk, container }), state: State::Idle }
+        let work = Work { config, disk: Rc::clone(&disk), container };
+        Self { work: Some(work), state: State::Idle, disk: Some(disk) }
     }
 
     /// For tests of the server: nothing to do.
     pub fn none() -> Self {
-        Self { work: None, state: State::Done }
+        Self { work: None, state: State::Done, disk: None }
     }
 
     /// A command has been started.
     pub fn schedule(&mut self) {
         if matches!(self.state, State::Idle) {
             self.state = State::Scheduled(Instant::now() + DELAY);
+        }
+    }
+
+    /// The host has made the disk larger.
+    pub fn grow_disk(&self, bytes: u64, asker: &OwnedFd) {
+        if let Some(disk) = &self.disk {
+            grow::serve(disk, bytes, asker);
         }
     }
 
@@ -107,7 +112,7 @@ impl Housekeeping {
 impl Work {
     fn run(self) -> ! {
         let _ = rustix::process::nice(NICENESS);
-        complain("grow the disk", grow_disk(&self.disk));
+        complain("grow the disk", grow::grow(&self.disk));
         complain("add memory", add_memory(&self.config.hot_memory));
         complain("add a device", add_device(self.config.late_device));
         sys::exit(0)
@@ -118,29 +123,6 @@ fn complain(what: &str, result: Result<()>) {
     if let Err(error) = result {
         crate::log(format_args!("{what}: {error:#}"));
     }
-}
-
-fn grow_disk(disk: &OwnedFd) -> Result<()> {
-    let device = open(DISK_DEVICE, OFlags::RDONLY)?;
-    let mut superblock = [0; SUPERBLOCK_LEN];
-    let read = rustix::io::pread(&device, &mut superblock, SUPERBLOCK_AT).context("read the superblock")?;
-    ensure!(read == SUPERBLOCK_LEN, "the superblock is cut off");
-    let size = rustix::fs::seek(&device, SeekFrom::End(0)).context("size of the disk")?;
-    match blocks_to_grow_to(&superblock, size) {
-        Some(blocks) => rustix::fs::ext4_ioc_resize_fs(disk, blocks).context("resize"),
-        None => Ok(()),
-    }
-}
-
-/// How many blocks the file system has on a device of `size` bytes, if that is more than now. To ask the kernel for no
-/// more than now would cost writes.
-/// Linux Documentation/filesystems/ext4/super.rst, "Super Block".
-fn blocks_to_grow_to(superblock: &[u8; SUPERBLOCK_LEN], size: u64) -> Option<u64> {
-    let field = |at: usize| superblock[at..].first_chunk().map_or(0, |it| u32::from_le_bytes(*it));
-    let (blocks_low, log_block_size, blocks_high) = (field(0x4), field(0x18), field(0x150));
-    let block_size = 1024_u64.checked_shl(log_block_size).filter(|&it| it > 0)?;
-    let blocks = size / block_size;
-    (blocks > (u64::from(blocks_high) << 32 | u64::from(blocks_low))).then_some(blocks)
 }
 
 /// Linux Documentation/admin-guide/mm/memory-hotplug.rst, "Memory Hotplug Phases": the kernel takes one block's
@@ -164,7 +146,7 @@ fn add_memory(ranges: &[(u64, u64)]) -> Result<()> {
 /// The balloon: finding it takes a virtual millisecond that no start need wait for. What it does, giving free memory back,
 /// it does every 2 s. Our kernel's parameter can be written to (kernel-config/patches/virtio-mmio-late.patch).
 fn add_device((address, interrupt): (u64, u8)) -> Result<()> {
-    let device = open("/sys/module/virtio_mmio/parameters/device", OFlags::WRONLY)?;
+    let device = open(DEVICES, OFlags::WRONLY)?;
     rustix::io::write(&device, format!("4K@{address:#x}:{interrupt}").as_bytes())?;
     Ok(())
 }
@@ -198,10 +180,6 @@ pub fn as_usual() {
     }
 }
 
-fn open(path: &str, flags: OFlags) -> Result<OwnedFd> {
-    rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).context(path.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,19 +192,5 @@ mod tests {
         assert_eq!(cut(&[(0, size - 1)]), []);
         assert_eq!(cut(&[(u64::MAX - size, u64::MAX)]).len(), 2);
         assert_eq!(blocks(&[(0, u64::MAX)], 1).count() as u64, BLOCKS_MAX);
-    }
-
-    #[test]
-    fn a_file_system_grows_to_its_device_only_when_that_is_larger() {
-        let mut superblock = [0; SUPERBLOCK_LEN];
-        superblock[0x4..0x8].copy_from_slice(&262_144_u32.to_le_bytes());
-        superblock[0x18] = 2;
-        assert_eq!(blocks_to_grow_to(&superblock, 1 << 30), None);
-        assert_eq!(blocks_to_grow_to(&superblock, (1 << 30) + 4095), None);
-        assert_eq!(blocks_to_grow_to(&superblock, 20 << 30), Some(20 << 18));
-        superblock[0x150] = 1;
-        assert_eq!(blocks_to_grow_to(&superblock, 20 << 30), None);
-        superblock[0x18..0x1c].fill(0xff);
-        assert_eq!(blocks_to_grow_to(&superblock, u64::MAX), None);
     }
 }

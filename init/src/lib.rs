@@ -14,6 +14,7 @@ pub mod reap;
 
 pub mod docker;
 pub mod exec;
+mod grow;
 pub mod housekeeping;
 pub mod power;
 

@@ -1,4 +1,4 @@
-//! Waits for what no vCPU causes: host sockets, SIGTERM, the timers for a guest that does not start or does not end, the
+//! Waits for what no vCPU causes: host sockets, signals, the timers for a guest that does not start or does not end, the
 //! end.
 //! It owns the list of everything that can wake the thread. What a device does about it is the device's.
 
@@ -29,12 +29,13 @@ const ENDED: u32 = 0;
 const SIGTERM: u32 = 1;
 const BOOT_TIMER: u32 = 2;
 const GOODBYE_TIMER: u32 = 3;
-const FIRST_SLOT: u32 = 4;
+const SIGHUP: u32 = 4;
+const FIRST_SLOT: u32 = 5;
 
 /// Why the loop cannot wait.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("watch for SIGTERM")]
+    #[error("watch for signals")]
     Signal(#[source] io::Error),
     #[error("create a timer")]
     Timer(#[source] errno::Error),
@@ -51,20 +52,22 @@ struct Sources {
     machine: Arc<Machine>,
     ended: EventFd,
     sigterm: OwnedFd,
+    sighup: OwnedFd,
     boot_timer: TimerFd,
     goodbye_timer: TimerFd,
     goodbye_said: bool,
 }
 
 impl EventLoop {
-    /// To be made before any thread that is not to receive SIGTERM. The guest has `boot_timeout` from now to get ready.
+    /// To be made before any thread that is not to receive SIGTERM or SIGHUP. The guest has `boot_timeout` from now to get ready.
     pub fn new(machine: &Arc<Machine>, ended: EventFd, boot_timeout: Duration) -> Result<Self, Error> {
         let mut boot_timer = TimerFd::new().map_err(Error::Timer)?;
         boot_timer.reset(boot_timeout, None).map_err(Error::Timer)?;
         let sources = Sources {
             machine: Arc::clone(machine),
             ended,
-            sigterm: signals::sigterm().map_err(Error::Signal)?,
+            sigterm: signals::receive(libc::SIGTERM).map_err(Error::Signal)?,
+            sighup: signals::receive(libc::SIGHUP).map_err(Error::Signal)?,
             boot_timer,
             goodbye_timer: TimerFd::new().map_err(Error::Timer)?,
             goodbye_said: false,
@@ -85,6 +88,7 @@ impl MutEventSubscriber for Sources {
         let own = [
             Events::with_data(&self.ended, ENDED, EventSet::IN),
             Events::with_data(&self.sigterm, SIGTERM, EventSet::IN),
+            Events::with_data(&self.sighup, SIGHUP, EventSet::IN),
             Events::with_data(&self.boot_timer, BOOT_TIMER, EventSet::IN),
             Events::with_data(&self.goodbye_timer, GOODBYE_TIMER, EventSet::IN),
         ];
@@ -106,6 +110,11 @@ impl MutEventSubscriber for Sources {
                 self.machine.devices().vsock.device.shutdown();
                 // Once is enough, and the signal stays pending.
                 let _ = ops.remove(Events::empty(&self.sigterm));
+            }
+            SIGHUP => {
+                // What it says besides that it came does not matter.
+                let _ = rustix::io::read(&self.sighup, &mut [0; size_of::<libc::signalfd_siginfo>()]);
+                self.machine.devices().refresh();
             }
             BOOT_TIMER => {
                 self.give_up_unless_ready();

@@ -222,6 +222,11 @@ impl Devices {
         self.others.iter().all(|slot| slot.device.is_at_rest())
     }
 
+    /// What they are made of may have changed on the host.
+    pub fn refresh(&mut self) {
+        self.others.iter_mut().for_each(|slot| slot.device.refresh());
+    }
+
     /// The device in `slot` has something to do.
     pub fn ready(&mut self, slot: usize) {
         match slot.checked_sub(1) {

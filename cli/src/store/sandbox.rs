@@ -2,13 +2,13 @@
 //! It owns the files' names, and how a signal finds the right process. It knows no other sandbox.
 
 use std::fs::{File, Metadata};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat, renameat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -17,6 +17,8 @@ use crate::config::SandboxConfig;
 /// The files of a sandbox.
 pub mod file {
     pub const CONFIG: &str = "config.json";
+    /// What takes the place of the one above.
+    pub const NEW_CONFIG: &str = "config.json.new";
     pub const DISK: &str = "disk.img";
     pub const LOCK: &str = "lock";
     pub const SOCKET: &str = "exec.sock";
@@ -99,6 +101,24 @@ impl Sandbox {
             std::io::read_to_string(File::from(file)).ok()
         };
         Usage::parse(&read("stat")?, &read("status")?)
+    }
+
+    /// Makes the disk this long, if it is not yet.
+    pub fn lengthen_disk(&self, bytes: u64) -> Result<()> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let disk = File::from(openat(&self.dir, file::DISK, flags, Mode::empty()).context("open the disk")?);
+        if disk.metadata().context("look at the disk")?.len() < bytes {
+            disk.set_len(bytes).and_then(|()| disk.sync_all()).context("lengthen the disk")?;
+        }
+        Ok(())
+    }
+
+    /// Puts another config.json into the place of the one that is there, at once or not at all.
+    pub fn replace_config(&self, config: &SandboxConfig) -> Result<()> {
+        let json = serde_json::to_vec_pretty(config).context("encode config.json")?;
+        let mut new = create(&self.dir, file::NEW_CONFIG)?;
+        new.write_all(&json).and_then(|()| new.sync_all()).context("write config.json")?;
+        renameat(&self.dir, file::NEW_CONFIG, &self.dir, file::CONFIG).context("replace config.json")
     }
 
     /// How much the disk takes on the host, and its size.

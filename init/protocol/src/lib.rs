@@ -134,6 +134,8 @@ pub enum Request {
     Resize(WinSize),
     /// To the session's foreground process group; 1 to [`SIGNAL_MAX`].
     Signal(u8),
+    /// The sandbox's disk now has this many bytes: let its file system follow. Answered by `Exited` with code 0, or `Failed`.
+    GrowDisk(u64),
     /// End the sandbox: processes are ended, file systems synced, the VM powered off.
     Shutdown,
 }

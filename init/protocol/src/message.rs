@@ -14,6 +14,7 @@ const EXEC: u8 = 0x10;
 const RESIZE: u8 = 0x11;
 const SIGNAL: u8 = 0x12;
 const SHUTDOWN: u8 = 0x13;
+const GROW_DISK: u8 = 0x14;
 const STARTED: u8 = 0x20;
 const EXITED: u8 = 0x21;
 const FAILED: u8 = 0x22;
@@ -91,6 +92,11 @@ impl Message for Request {
                 w.u8(signal(*number)?);
                 w.finish()
             }
+            Self::GrowDisk(bytes) => {
+                let mut w = Writer::new(GROW_DISK);
+                w.u64(*bytes);
+                w.finish()
+            }
             Self::Shutdown => Writer::new(SHUTDOWN).finish(),
         }
     }
@@ -101,6 +107,7 @@ impl Message for Request {
             EXEC => Self::Exec(Exec::read(&mut r)?),
             RESIZE => Self::Resize(WinSize::read(&mut r)?),
             SIGNAL => Self::Signal(signal(r.u8("signal")?)?),
+            GROW_DISK => Self::GrowDisk(r.u64("size of the disk")?),
             SHUTDOWN => Self::Shutdown,
             _ => return Err(Error::Kind { kind }),
         };

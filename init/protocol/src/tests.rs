@@ -35,6 +35,7 @@ fn requests() -> Vec<Request> {
         Request::Exec(on_tty),
         Request::Resize(size),
         Request::Signal(SIGNAL_MAX),
+        Request::GrowDisk(21 << 30),
         Request::Shutdown,
     ]
 }

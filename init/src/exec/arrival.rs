@@ -21,6 +21,8 @@ pub enum Outcome {
     Drop,
     /// The sandbox is to end.
     Shutdown,
+    /// The disk has this many bytes; whoever asked waits for an answer.
+    GrowDisk(u64),
 }
 
 /// A connection without a session.
@@ -81,6 +83,7 @@ impl Arrival {
         match self.decoder.take()? {
             None => {}
             Some(Request::Exec(exec)) => self.exec = Some(exec),
+            Some(Request::GrowDisk(bytes)) => return Ok(Outcome::GrowDisk(bytes)),
             Some(Request::Shutdown) => return Ok(Outcome::Shutdown),
             Some(Request::Resize(_) | Request::Signal(_)) => return Ok(Outcome::Drop),
         }

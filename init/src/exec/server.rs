@@ -202,6 +202,10 @@ impl Server {
             Outcome::Keep => {}
             // Expires at the end of the turn.
             Outcome::Drop => arrival.deadline = Instant::now(),
+            Outcome::GrowDisk(bytes) => {
+                arrival.deadline = Instant::now();
+                self.housekeeping.grow_disk(bytes, &arrival.socket);
+            }
             Outcome::Shutdown => {
                 arrival.deadline = Instant::now();
                 self.shut_down();

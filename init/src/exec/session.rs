@@ -193,7 +193,7 @@ impl Session {
                 match request {
                     Request::Resize(size) => self.resize(size),
                     Request::Signal(number) => self.signal(number.into()),
-                    Request::Exec(_) | Request::Shutdown => return Err(Errno::PROTO),
+                    Request::Exec(_) | Request::GrowDisk(_) | Request::Shutdown => return Err(Errno::PROTO),
                 }
             }
             let Some(control) = &mut self.control else { return Ok(()) };

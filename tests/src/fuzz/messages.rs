@@ -45,6 +45,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Request::Exec(on_terminal),
         Request::Resize(size),
         Request::Signal(9),
+        Request::GrowDisk(21 << 30),
         Request::Shutdown,
     ];
     let failed = Reply::Failed { code: 127, message: "not found".into() };

@@ -14,6 +14,7 @@ mod lifecycle;
 mod memory;
 mod posix;
 mod run;
+mod sizes;
 mod templates;
 mod terminal;
 mod workspace;

@@ -154,6 +154,13 @@ impl Device for Blk {
         self.kick(0)
     }
 
+    /// The disk is as large as the file is now, unless that is smaller: a driver would not expect it.
+    fn refresh(&mut self) {
+        let size = self.image.file.metadata().map_or(0, |metadata| metadata.len());
+        self.image.sectors = self.image.sectors.max(size / SECTOR_SIZE);
+        self.config_space = config_space(self.image.sectors);
+    }
+
     fn reset(&mut self) {
         self.active = None;
         self.worker.reset();

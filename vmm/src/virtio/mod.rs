@@ -72,6 +72,10 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// What the device is made of may have changed on the host. The driver is not told: it reads the configuration space
+    /// again when somebody tells it to.
+    fn refresh(&mut self) {}
+
     /// The queues are gone. When this returns, nothing of the device touches guest memory any more.
     fn reset(&mut self);
 

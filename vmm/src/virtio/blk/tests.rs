@@ -385,6 +385,20 @@ fn a_file_that_shrinks_gives_errors() {
 }
 
 #[test]
+fn a_file_that_has_grown_is_a_larger_disk_after_a_refresh() {
+    let mut guest = Guest::new(false);
+    guest.file.set_len((SECTORS + 8) * SECTOR_SIZE + 511).unwrap();
+    assert_eq!(guest.request(kind::IN, SECTORS, &[], 512).0, 1);
+    guest.blk.refresh();
+    assert_eq!(guest.blk.config()[..8], (SECTORS + 8).to_le_bytes());
+    assert_eq!(guest.request(kind::OUT, SECTORS + 7, &[7; 512], 0).0, 0);
+    assert_eq!(guest.request(kind::IN, SECTORS + 8, &[], 512).0, 1);
+    guest.file.set_len(512).unwrap();
+    guest.blk.refresh();
+    assert_eq!(guest.blk.config()[..8], (SECTORS + 8).to_le_bytes(), "it does not shrink");
+}
+
+#[test]
 fn odd_images_are_refused() {
     for size in [0, 1, 511, 513] {
         let file = tempfile::tempfile().unwrap();
