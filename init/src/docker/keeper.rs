@@ -101,14 +101,11 @@ impl Keeper<'_> {
             if wake.stop {
                 return self.stop();
             }
-            if wake.containerd && self.daemons.containerd.take().is_some_and(|it| it.reap(BRIEF)) {
-                self.daemons.containerd = programs::start_containerd(&self.output_end)?;
+            if wake.containerd {
+                self.replace_containerd()?;
             }
-            if wake.dockerd
-                && let Some(ended) = self.daemons.dockerd.take()
-            {
-                let well = ended.reap(BRIEF);
-                self.count(well);
+            if wake.dockerd {
+                self.reap_dockerd();
             }
             if wake.connection {
                 self.start()?;
@@ -157,9 +154,24 @@ impl Keeper<'_> {
         Ok(())
     }
 
+    /// dockerd goes on with another one, but not for ever.
+    fn replace_containerd(&mut self) -> Result<()> {
+        let Some(ended) = self.daemons.containerd.take() else { return Ok(()) };
+        let lasted = ended.age() >= BRIEF;
+        ended.reap();
+        match &self.daemons.dockerd {
+            Some(_) if lasted => self.daemons.containerd = programs::start_containerd(&self.output_end)?,
+            Some(dockerd) => dockerd.stop(),
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Who waits for a daemon that does not come is told; who connects while one that worked is ending waits for the next.
-    fn count(&mut self, well: bool) {
-        self.failures = if well { 0 } else { self.failures + 1 };
+    fn reap_dockerd(&mut self) {
+        let Some(ended) = self.daemons.dockerd.take() else { return };
+        let brief = ended.age() < BRIEF;
+        self.failures = if ended.reap() || brief { self.failures + 1 } else { 0 };
         if self.failures == TRIES {
             self.failures = 0;
             refuse(self.listener);
@@ -176,7 +188,7 @@ impl Keeper<'_> {
             while fds[0].revents().is_empty() && poll(&mut fds, None).is_ok() {
                 self.log.copy(&self.output);
             }
-            daemon.reap(Duration::ZERO);
+            daemon.reap();
         }
         self.log.copy(&self.output);
         Ok(())

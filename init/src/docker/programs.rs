@@ -49,11 +49,15 @@ impl Program {
         let _ = sys::kill(self.pid.as_raw_pid(), libc::SIGTERM);
     }
 
-    /// Waits for its end. Whether it ended well: not with an error, and not sooner than after `least`.
-    pub fn reap(self, least: Duration) -> bool {
+    /// How long ago it was started.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Waits for its end, and says whether it ended with an error, rather than by a signal or as it was asked to.
+    pub fn reap(self) -> bool {
         let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-        let code = status.ok().flatten().and_then(|it| it.exit_status());
-        code.is_none_or(|code| code == 0) && self.since.elapsed() >= least
+        status.ok().flatten().and_then(|it| it.exit_status()).is_some_and(|code| code != 0)
     }
 }
 
