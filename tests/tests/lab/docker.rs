@@ -36,7 +36,7 @@ fn docker_starts_with_its_first_use_and_keeps_what_it_has() -> Test {
     // The workspace, at its own path, both ways; and an end that is told.
     vm.home.write("proj/note", "from the host\n")?;
     let script = "trap 'echo ended > end; exit' TERM; cat note; echo from the container > reply; while :; do sleep 1; done";
-    let run = r#"docker run -d --name box -v "$PWD:$PWD" -w "$PWD" tiny:1 sh -c "$0" >id; until [ -e reply ]; do sleep 1; done"#;
+    let run = r#"docker run -d --name box -v "$PWD:$PWD" -w "$PWD" tiny:1 sh -c "$0" >id && until [ -s reply ]; do sleep 1; done"#;
     vm.command(["sh", "-c", run, script]).deadline(PATIENCE_S).ok()?;
     assert_eq!(vm.home.read("proj/reply")?, "from the container\n");
     vm.home.coracle(["stop", "vm"]).ok()?;
@@ -57,18 +57,18 @@ fn images_are_built_pushed_pulled_and_composed() -> Test {
     )?;
     vm.home.write(
         "proj/compose.yaml",
-        "services:\n  one:\n    image: localhost:5000/built\n    command: [sh, -c, \"echo composed; exit 3\"]\n",
+        "services:\n  one:\n    image: localhost:5000/built:1\n    command: [sh, -c, \"echo composed; exit 3\"]\n",
     )?;
     let mut registry = vm.command(["python3", "registry.py", "5000"]).deadline(4 * PATIENCE_S).spawn()?;
     registry.until("ready")?;
 
-    let build = "python3 image.py files >files.tar; docker build -q -t localhost:5000/built . && docker run --rm localhost:5000/built";
+    let build = "python3 image.py files >files.tar; docker build -q -t localhost:5000/built:1 . && docker run --rm localhost:5000/built:1";
     let built = slow(&vm, build).ok()?;
     assert!(built.starts_with("sha256:") && built.ends_with("\nbuilt\n"), "{built}");
 
-    let pull = "docker push -q localhost:5000/built && docker image rm localhost:5000/built >/dev/null && ! docker image inspect \
-        localhost:5000/built >/dev/null 2>&1 && docker pull -q localhost:5000/built";
-    assert_eq!(slow(&vm, pull).ok()?, "localhost:5000/built\nlocalhost:5000/built:latest\n");
+    let pull = "docker push -q localhost:5000/built:1 && docker image rm localhost:5000/built:1 >/dev/null && ! docker image inspect \
+        localhost:5000/built:1 >/dev/null 2>&1 && docker pull -q localhost:5000/built:1";
+    assert_eq!(slow(&vm, pull).ok()?, "localhost:5000/built:1\nlocalhost:5000/built:1\n");
 
     let done = slow(&vm, "docker compose up --exit-code-from one").run()?;
     assert!(done.code == 3 && done.out().contains("composed"), "{} {} {}", done.code, done.out(), done.err());
