@@ -47,9 +47,9 @@ A folder that holds only hidden things looks empty and cannot be removed.",
     note = "docker, in the sandbox, is a daemon of its own that starts with its first use. A container that runs does not keep the
 sandbox from stopping when no session is open: for that there is --idle-timeout 0.",
     note = "A sandbox keeps the CPUs, memory and disk that it was created with until coracle resize changes them. Idle timeout, folders,
-template, what is hidden and Docker are fixed; to change them, remove it or give another --name. Variables of -e and --env-file are
-kept with a new sandbox, and are for this session alone in
-one that exists. A path that itself ends in :ro is written with a slash behind it."
+template, what is hidden and Docker are fixed; to change them, remove it or give another --name. Variables of -e and --env-file
+are kept with a new sandbox, and are for this session alone in one that exists. A path that itself ends in :ro is written with a
+slash behind it."
 )]
 pub struct Args {
     /// name of the sandbox; the default is AGENT-FOLDER, with a number when another folder's sandbox has that name
