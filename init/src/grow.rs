@@ -9,10 +9,9 @@ use protocol::{Message, Reply};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
-use rustix::process::WaitOptions;
 
 use crate::plan::DISK_DEVICE;
-use crate::sys::{self, Fork};
+use crate::sys;
 
 /// Where our kernel is told of devices (kernel-config/patches/virtio-mmio-late.patch).
 pub const DEVICES: &str = "/sys/module/virtio_mmio/parameters/device";
@@ -26,19 +25,9 @@ const FAILED: u8 = 125;
 const SUPERBLOCK_AT: u64 = 1024;
 const SUPERBLOCK_LEN: usize = 1024;
 
-/// Lets the file system follow its device, to `bytes`, and answers `asker`. A process of its own does it, as it may take
-/// seconds; that one's parent ends at once, so the container's first process reaps it.
+/// Lets the file system follow its device, to `bytes`, and answers `asker`. That may take seconds.
 pub fn serve(disk: &OwnedFd, bytes: u64, asker: &OwnedFd) {
-    match sys::fork() {
-        Ok(Fork::Child) => {
-            if let Ok(Fork::Child) = sys::fork() {
-                answer(asker, follow(disk, bytes));
-            }
-            sys::exit(0)
-        }
-        Ok(Fork::Parent(pid)) => drop(rustix::process::waitpid(Some(pid), WaitOptions::empty())),
-        Err(errno) => crate::log(format_args!("fork: {errno}")),
-    }
+    sys::detached(|| answer(asker, follow(disk, bytes)));
 }
 
 fn answer(asker: &OwnedFd, result: Result<()>) {

@@ -1,4 +1,4 @@
-//! What can wait until the first command runs: the rest of the memory, the rest of the disk, a device.
+//! What can wait until the first command runs: the rest of the memory, the rest of the disk, a device, a watch over idleness.
 //! It owns the process that does it, at low priority and off the way of every start. It reports to the log only.
 
 use std::rc::Rc;
@@ -12,6 +12,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::grow::{self, DEVICES, open};
+use crate::idle::Idle;
 use crate::sys::{self, Fork};
 
 /// A command that is over sooner never pays for any of this.
@@ -28,6 +29,7 @@ pub struct Housekeeping {
     work: Option<Work>,
     state: State,
     disk: Option<Rc<OwnedFd>>,
+    idle: Option<Idle>,
 }
 
 struct Work {
@@ -49,12 +51,12 @@ impl Housekeeping {
     /// For a booted sandbox.
     pub fn new(config: BootConfig, disk: Rc<OwnedFd>, container: Pid) -> Self {
         let work = Work { config, disk: Rc::clone(&disk), container };
-        Self { work: Some(work), state: State::Idle, disk: Some(disk) }
+        Self { work: Some(work), state: State::Idle, disk: Some(disk), idle: None }
     }
 
     /// For tests of the server: nothing to do.
     pub fn none() -> Self {
-        Self { work: None, state: State::Done, disk: None }
+        Self { work: None, state: State::Done, disk: None, idle: None }
     }
 
     /// A command has been started.
@@ -73,7 +75,8 @@ impl Housekeeping {
 
     /// When `expire` has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        if let State::Scheduled(at) = self.state { Some(at) } else { None }
+        let work = if let State::Scheduled(at) = self.state { Some(at) } else { None };
+        work.or(self.idle.as_ref().map(Idle::deadline))
     }
 
     /// What to wait for before `reap`.
@@ -81,12 +84,21 @@ impl Housekeeping {
         if let State::Running(pidfd) = &self.state { Some(pidfd.as_fd()) } else { None }
     }
 
-    /// Starts the work when its time has come.
+    /// Does what has come due.
     pub fn expire(&mut self, now: Instant) {
-        if self.deadline().is_none_or(|at| at > now) {
-            return;
+        if let Some(idle) = &mut self.idle {
+            idle.expire(now);
         }
+        if let State::Scheduled(at) = self.state
+            && at <= now
+        {
+            self.start(now);
+        }
+    }
+
+    fn start(&mut self, now: Instant) {
         self.state = State::Done;
+        self.idle = Some(Idle::new(now));
         let Some(work) = self.work.take() else { return };
         complain("spare the exec server", spare(work.container));
         match sys::fork() {

@@ -16,6 +16,7 @@ pub mod docker;
 pub mod exec;
 mod grow;
 pub mod housekeeping;
+mod idle;
 pub mod power;
 
 pub mod mark;

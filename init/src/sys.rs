@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 /// Which side of a fork one is on.
@@ -24,6 +24,21 @@ pub fn fork() -> Result<Fork> {
     // SAFETY: no process of this crate starts a thread, so the child finds no lock held by a thread that it lacks.
     let pid = check(unsafe { libc::fork() })?;
     Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent))
+}
+
+/// Does `work` in a process of its own that nobody waits for: its parent ends at once, so the first process of its PID
+/// namespace reaps it.
+pub fn detached(work: impl FnOnce()) {
+    match fork() {
+        Ok(Fork::Child) => {
+            if let Ok(Fork::Child) = fork() {
+                work();
+            }
+            exit(0)
+        }
+        Ok(Fork::Parent(pid)) => drop(rustix::process::waitpid(Some(pid), WaitOptions::empty())),
+        Err(errno) => crate::log(format_args!("fork: {errno}")),
+    }
 }
 
 /// Ends the process without running anything of the parent's that it inherited.

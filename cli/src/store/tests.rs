@@ -45,6 +45,16 @@ impl Fixture {
         Self { root, store }
     }
 
+    /// What other tests start has, until its exec, all that this process has open: a lock that was given back may seem held.
+    fn lock(&self, sandbox: &Sandbox) -> Locked {
+        loop {
+            match self.store.lock(sandbox).unwrap() {
+                Locked::Busy => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+
     fn open(root: &tempfile::TempDir) -> Store {
         let path = root.path().join("sandboxes");
         Store { dir: File::open(&path).unwrap().into(), path }
@@ -79,7 +89,7 @@ fn a_sandbox_appears_whole_and_locked() {
     assert!(matches!(fixture.store.lock(&sandbox).unwrap(), Locked::Busy));
     drop(lock);
     assert!(!sandbox.is_running());
-    assert!(matches!(fixture.store.lock(&sandbox).unwrap(), Locked::Ours(_)));
+    assert!(matches!(fixture.lock(&sandbox), Locked::Ours(_)));
     assert_eq!(sandbox.open_file(file::DISK).unwrap().metadata().unwrap().len(), 1 << 30);
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&sandbox.path).unwrap().permissions().mode() & 0o777, 0o700);
@@ -151,11 +161,11 @@ fn a_removed_sandbox_cannot_be_locked() {
     let (sandbox, lock) = fixture.create("box", "000000000001");
     drop(lock);
     fixture.store.trash(&sandbox).unwrap().unwrap();
-    assert!(matches!(fixture.store.lock(&sandbox).unwrap(), Locked::Gone));
+    assert!(matches!(fixture.lock(&sandbox), Locked::Gone));
     assert!(fixture.store.trash(&sandbox).unwrap().is_none(), "twice is no error");
     let (_another, lock) = fixture.create("box", "000000000002");
     drop(lock);
-    assert!(matches!(fixture.store.lock(&sandbox).unwrap(), Locked::Gone), "not the new one's lock");
+    assert!(matches!(fixture.lock(&sandbox), Locked::Gone), "not the new one's lock");
 }
 
 #[test]
@@ -246,7 +256,7 @@ fn no_signal_goes_to_a_process_that_does_not_hold_the_lock() {
     assert!(child.try_wait().unwrap().is_none());
     child.kill().unwrap();
     child.wait().unwrap();
-    let Locked::Ours(lock) = fixture.store.lock(&sandbox).unwrap() else { panic!("nobody has the lock") };
+    let Locked::Ours(lock) = fixture.lock(&sandbox) else { panic!("nobody has the lock") };
     let input = lock.0.try_clone().unwrap();
     let mut child = std::process::Command::new("sleep").arg("60").stdin(input).spawn().unwrap();
     lock.write_pid(child.id()).unwrap();

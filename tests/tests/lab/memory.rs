@@ -93,6 +93,17 @@ fn memory_that_the_sandbox_frees_goes_back_to_the_host() -> Test {
 }
 
 #[test]
+fn an_idle_sandbox_gives_its_page_cache_back() -> Test {
+    let vm = Vm::boot()?;
+    vm.exec("head -c 250M /dev/zero | tr '\\0' x > ~/large; sync; cat ~/large > /dev/null")?;
+    let busy = status(&vm, "VmRSS")?;
+    vm.home.wait_for("the cache is the host's", || status(&vm, "VmRSS").is_ok_and(|now| now + 120 < busy))?;
+    eprintln!("{busy} MiB after reading, {} when idle", status(&vm, "VmRSS")?);
+    assert_eq!(vm.exec("tail -c 3 ~/large")?, "xxx");
+    Ok(())
+}
+
+#[test]
 fn a_large_guest_gets_all_of_its_memory_soon_after_its_start() -> Test {
     let vm = Vm::boot_with(["--cpus", "1", "-m", "8g"])?;
     let total = || -> Result<u64> {
