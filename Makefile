@@ -12,7 +12,7 @@ PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
 # Cargo runs tests and benchmarks through these, which take them to a KVM with an unmodified kernel: this machine's, or the lab's.
-test: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab/runner
+test test-share: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/tests/lab/runner
 bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/benches/runner
 
 .DEFAULT_GOAL := help
@@ -40,8 +40,9 @@ template: deps ## build the `shell` template, and print where it is; with REFRES
 test: build ## run all tests: units, devices, tiny guests on this machine's KVM, and the suite in the lab
 	@.ci/test
 
-test-share: deps ## run the tests of a share at their full length: 4 million operations of fsx, 10,000 rounds of git (about an hour)
+test-share: build ## run the tests of a share at their full length: 4 million operations of fsx, 10,000 rounds of git (hours)
 	CORACLE_SUITES=$$(tests/suites/build.sh) CORACLE_SHARE_LONG=1 cargo test -p vmm --locked virtio::fs
+	CORACLE_SHARE_LONG=1 cargo test -p tests --test lab --locked -- coherence:: posix::
 
 lint: deps ## check the format, the lints, the scripts, and the dependencies' licences
 	@.ci/lint

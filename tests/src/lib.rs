@@ -18,3 +18,9 @@ pub use vm::Vm;
 
 /// What a test returns: an error fails it, with its causes.
 pub type Test = anyhow::Result<()>;
+
+/// How often a test tries something: the second where `make test-share` says that there is time.
+#[must_use]
+pub fn rounds((short, long): (u32, u32)) -> u32 {
+    if std::env::var_os("CORACLE_SHARE_LONG").is_some() { long } else { short }
+}
