@@ -34,8 +34,8 @@ build: deps ## build all that a user installs, into target/dist
 kernel: deps ## build the guest's kernel, and print where it is
 	@kernel-config/build.sh guest
 
-template: deps ## build the `shell` template, and print where it is; with REFRESH=1 from today's Debian packages
-	@rootfs/build.sh $(if $(REFRESH),--refresh) shell
+template: build ## build the template of AGENT (default shell; shell with REFRESH=1: from today's Debian packages)
+	@$(if $(filter-out shell,$(AGENT)),.ci/template $(AGENT),rootfs/build.sh $(if $(REFRESH),--refresh) shell)
 
 test: build ## run all tests: units, devices, tiny guests on this machine's KVM, and the suite in the lab
 	@.ci/test

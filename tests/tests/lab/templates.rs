@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tests::registry::{Archive, Image, Registry, file, layer};
 use tests::{Call, Home, Running, Test};
 
 /// Serves a folder by HTTP at a port of its own, which it writes beside the folder.
@@ -13,8 +15,9 @@ const SERVER: &str = include_str!("serve.py");
 /// Makes a package of the npm registry and the file of an agent that wants it.
 const PACKAGE: &str = include_str!("package.py");
 
-/// Makes an archive of `docker save`, with a shell of this host's and little else in it.
-const IMAGE: &str = include_str!("image.py");
+/// What the image of these tests runs: it shows where it is, as whom, and what it sees.
+const SHOW: &str = "echo $GREETING; pwd; echo *; cat kept new; echo ../opaque/*; \
+     while read k v; do case $k in Uid:|Gid:) echo $k $v;; esac; done </proc/self/status";
 
 fn python(home: &Home, script: &str, args: &[&str]) -> Call {
     home.program("python3").args(["-c", script]).args(args).cwd(home.path())
@@ -93,9 +96,41 @@ fn a_package_that_is_not_what_its_hash_says_leaves_nothing() -> Test {
     Ok(())
 }
 
-fn load(home: &Home, kind: &str) -> Result<Call> {
-    python(home, IMAGE, &[kind, "image.tar"]).ok()?;
-    Ok(home.coracle(["template", "load", "--name", kind, "../image.tar"]).deadline(400))
+/// An image with a shell of this host's and little else in it, and these layers on top.
+fn image(more: Vec<Vec<u8>>) -> Result<Image> {
+    const PROGRAMS: [&str; 4] =
+        ["/bin/sh", "/bin/cat", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"];
+    let base = layer(|archive| {
+        for program in PROGRAMS {
+            file(archive, &program[1..], 0o755, &fs::read(program)?)?;
+        }
+        file(archive, "srv/old", 0o644, b"old")?;
+        file(archive, "srv/kept", 0o644, b"kept\n")?;
+        file(archive, "opaque/a", 0o644, b"a")
+    })?;
+    let next = layer(|archive| {
+        file(archive, "srv/.wh.old", 0o644, b"")?;
+        file(archive, "srv/new", 0o644, b"new\n")?;
+        file(archive, "opaque/.wh..wh..opq", 0o644, b"")?;
+        file(archive, "opaque/b", 0o644, b"b")
+    })?;
+    let run = json!({"Env": ["GREETING=hello"], "Entrypoint": ["/bin/sh", "-c"], "Cmd": [SHOW], "WorkingDir": "/srv", "User": "7:8"});
+    Ok(Image { layers: [vec![base, next], more].concat(), run })
+}
+
+/// Adds a file whose name no honest program would write.
+fn hostile_file(archive: &mut Archive, name: &str) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_mode(0o644);
+    header.set_size(1);
+    header.set_cksum();
+    archive.append(&header, &b"x"[..])
+}
+
+fn load(home: &Home, name: &str, image: &Image) -> Result<Call> {
+    home.write("image.tar", image.archive("test/show:1")?)?;
+    Ok(home.coracle(["template", "load", "--name", name, "../image.tar"]).deadline(400))
 }
 
 /// Whether the image of `kind` runs as its configuration says, and shows these files.
@@ -109,14 +144,18 @@ fn shows(home: &Home, kind: &str, files: &str) -> Test {
 #[test]
 fn an_image_runs_as_its_configuration_says() -> Test {
     let home = Home::new()?;
-    assert_eq!(load(&home, "plain")?.ok()?, "plain\n");
+    assert_eq!(load(&home, "plain", &image(Vec::new())?)?.ok()?, "plain\n");
     shows(&home, "plain", "kept new")?;
     // Another command starts in the workspace, and a lower layer that is there is not made again.
     let replaced =
         home.coracle(["run", "--rm", "-t", "plain", "shell", ".", "--", "pwd; echo $PATH"]).ok()?;
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     assert_eq!(replaced, format!("{}\n{path}\n", home.workspace().display()));
-    let more = load(&home, "outside")?.run()?;
+    let outside = layer(|archive| {
+        hostile_file(archive, "../../../../../../srv/outside")?;
+        hostile_file(archive, "/srv/absolute")
+    })?;
+    let more = load(&home, "outside", &image(vec![outside])?)?.run()?;
     assert_eq!(more.code, 0, "{}", more.err());
     assert!(more.err().contains("layer 3 of 3") && !more.err().contains("layer 1 of 3"), "{}", more.err());
     // What tries to get out of the image stays in it.
@@ -131,9 +170,38 @@ fn an_image_runs_as_its_configuration_says() -> Test {
 }
 
 #[test]
+fn an_image_of_a_registry_is_pulled_when_it_is_needed() -> Test {
+    let (home, registry) = (Home::new()?, Registry::start()?);
+    let (tag, digest) = registry.push("test/show", "1", &image(Vec::new())?);
+    let run = |name: &str, pull: &str| {
+        home.coracle(["run", "--rm", "--cpus", "1", "-m", "512m", "--pull", pull, "-t", name, "shell"])
+            .deadline(400)
+    };
+    let never = run(&tag, "never").run()?;
+    assert_eq!((never.code, registry.asked().len()), (125, 0), "{}", never.err());
+    assert!(run(&tag, "missing").ok()?.starts_with("hello\n/srv\nkept new\n"));
+    assert_eq!(registry.asked().len(), 4, "manifest, configuration and two layers");
+    assert!(run(&tag, "missing").ok()?.starts_with("hello"));
+    assert!(run(&tag, "never").ok()?.starts_with("hello"));
+    assert_eq!(registry.asked(), Vec::<String>::new());
+    // The same by its digest is another template of the same layers, none of which is fetched or made again.
+    assert!(run(&digest, "always").ok()?.starts_with("hello"));
+    assert_eq!(registry.asked().len(), 1, "the manifest");
+    assert_eq!(layers(&home)?, 2);
+    let typing_error = run("shel", "always").run()?;
+    assert!(
+        typing_error.err().contains("the name of an image begins with its registry"),
+        "{}",
+        typing_error.err()
+    );
+    Ok(())
+}
+
+#[test]
 fn an_image_of_too_many_layers_is_made_one() -> Test {
     let home = Home::new()?;
-    load(&home, "many")?.ok()?;
+    let numbered = |number: i32| layer(|archive| file(archive, &format!("srv/{number}"), 0o644, b"x"));
+    load(&home, "many", &image((0..20).map(numbered).collect::<Result<_>>()?)?)?.ok()?;
     assert_eq!(layers(&home)?, 1);
     let mut numbers: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     numbers.sort();
@@ -143,7 +211,9 @@ fn an_image_of_too_many_layers_is_made_one() -> Test {
 #[test]
 fn a_layer_that_is_cut_off_leaves_nothing() -> Test {
     let home = Home::new()?;
-    let done = load(&home, "cut")?.run()?;
+    let mut cut = image(Vec::new())?;
+    cut.layers[0].truncate(100_000);
+    let done = load(&home, "cut", &cut)?.run()?;
     assert_eq!(done.code, 125, "{}", done.err());
     assert!(done.err().contains("it cannot be unpacked"), "{}", done.err());
     assert_eq!(layers(&home)?, 0);
