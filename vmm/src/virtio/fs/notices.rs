@@ -105,6 +105,11 @@ impl Notices {
         })
     }
 
+    /// There is something for the share's thread that others have noticed.
+    pub fn has_waiting(&self) -> bool {
+        self.with(|watching| !watching.waiting.is_empty())
+    }
+
     pub fn void(&self, event: &Event) {
         self.with(|watching| watching.void(event));
     }

@@ -66,14 +66,16 @@ impl Shared {
         Ok(act(self.lock().as_mut().ok_or(End::Stopped)?)?)
     }
 
-    /// Waits for a kick, the end, or a change of the host's.
-    fn sleep(&self) {
+    /// Waits for a kick, the end, or a change of the host's; false if there is none of that.
+    fn sleep(&self) -> bool {
         let wake = PollFd::new(&self.wake, PollFlags::IN);
         let inotify = self.outlook.as_ref().map(|(inotify, _)| PollFd::new(inotify, PollFlags::IN));
         let mut fds: Vec<_> = std::iter::once(wake).chain(inotify).collect();
         // A signal is as good a reason to look as any.
-        let _ = poll(&mut fds, None);
+        let known = poll(&mut fds, None).is_ok();
+        let changed = !known || fds.last().is_some_and(|last| !last.revents().is_empty());
         let _ = rustix::io::read(&self.wake, &mut [0; size_of::<u64>()]);
+        changed || self.outlook.as_ref().is_some_and(|(_, notices)| notices.has_waiting())
     }
 
     fn wake(&self) {
@@ -202,12 +204,15 @@ fn tell(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<(), End
     })
 }
 
-/// Serves until the end, and sleeps when there is nothing to do.
+/// Serves until the end, and sleeps when there is nothing to do. What changes while it serves is noticed before each answer.
 fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infallible, End> {
+    let mut changed = true;
     loop {
         shared.with(|queues| in_use(queues).try_for_each(|queue| queue.mute_kicks(memory)))?;
         loop {
-            server.settle();
+            if std::mem::take(&mut changed) {
+                server.settle();
+            }
             tell(memory, shared, server)?;
             if !serve_turns(memory, shared, server)? {
                 break;
@@ -218,7 +223,7 @@ fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infall
             in_use(queues).try_fold(false, |more, queue| Ok(queue.unmute_kicks(memory)? || more))
         })?;
         if !more {
-            shared.sleep();
+            changed = shared.sleep();
         }
     }
 }
