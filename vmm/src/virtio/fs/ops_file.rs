@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::fs::inotify::ReadFlags;
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
@@ -12,6 +13,7 @@ use super::attr::has_set_id;
 use super::changes::OF_FILE;
 use super::handles::Handle;
 use super::inode::Node;
+use super::ops_dir::NO_HANDLE;
 use super::ops_entry::new_mode;
 use super::passthrough::Passthrough;
 use super::root::stat_fd;
@@ -144,8 +146,11 @@ impl Passthrough {
         written.map_err(|error| errno(&error))
     }
 
-    pub fn fsync(&self, node: Node, request: &FsyncIn) -> Result<(), Errno> {
-        let fd = &self.handles.get(node, request.fh)?.fd;
+    pub fn fsync(&mut self, node: Node, request: &FsyncIn) -> Result<(), Errno> {
+        let fd = match request.fh {
+            NO_HANDLE => self.open_dir(node)?.fd,
+            fh => Arc::clone(&self.handles.get(node, fh)?.fd),
+        };
         if request.flags & FSYNC_DATA_ONLY != 0 { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
     }
 

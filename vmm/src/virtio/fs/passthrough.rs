@@ -13,6 +13,7 @@ use super::changes::Changes;
 use super::dirs::Dirs;
 use super::handles::{Handle, Handles};
 use super::inode::{Identity, Node, Table};
+use super::ops_dir::Listings;
 use super::replaced::Replaced;
 use super::root::{Root, stat_fd};
 use super::wire::{EntryOut, Name};
@@ -29,6 +30,7 @@ pub struct Passthrough {
     /// `None` when the guest's kernel cannot be told what the host changes.
     pub(super) changes: Option<Changes>,
     pub(super) dirs: Dirs,
+    pub(super) listings: Listings,
     pub(super) replaced: Replaced,
     /// Room for entries of a directory as the host's kernel gives them.
     pub(super) dents: Vec<u8>,
@@ -38,8 +40,8 @@ impl Passthrough {
     /// As it is before the guest knows anything.
     pub fn new(root: Arc<Root>) -> Self {
         let table = Table::new(root.identity);
-        let (handles, dirs, replaced) = Default::default();
-        Self { root, table, handles, changes: None, dirs, replaced, dents: Vec::new() }
+        let (handles, dirs, listings, replaced) = Default::default();
+        Self { root, table, handles, changes: None, dirs, listings, replaced, dents: Vec::new() }
     }
 
     /// The guest knows nothing any more and has nothing open.
@@ -239,6 +241,7 @@ impl Passthrough {
     /// Nothing is kept of the directory that would be used without looking where it is.
     pub(super) fn forget_dir(&mut self, node: Node) {
         self.dirs.remove(node);
+        self.listings.forget(node);
         if let Some(changes) = &self.changes {
             changes.forget_dir(node);
         }

@@ -51,7 +51,6 @@ pub const FSYNC_DATA_ONLY: u32 = 1 << 0;
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `fuse_open_out.open_flags`.
 pub const KEEP_CACHE: u32 = 1 << 1;
-pub const CACHE_DIR: u32 = 1 << 3;
 /// In place of a time's nanoseconds: the seconds are a token (our kernel's fs/fuse/host_changes.h).
 pub const VALID_TOKEN: u32 = u32::MAX;
 /// `fuse_write_in.write_flags`: a page of the cache is written, by a handle the kernel picked.

@@ -1,10 +1,17 @@
 //! Listing directories.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use rustix::io::Errno;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::client::{Bytes, Client};
+use crate::virtio::Memory;
 use crate::virtio::fs::opcode::Opcode;
-use crate::virtio::fs::wire::ReleaseIn;
+use crate::virtio::fs::ops_dir::{END, NO_HANDLE};
+use crate::virtio::fs::tokens::TABLE_BYTES;
+use crate::virtio::fs::wire::{FsyncIn, ReleaseIn};
 
 const ENTRIES: usize = 10_000;
 
@@ -106,4 +113,40 @@ fn offsets_and_handles_from_nowhere_are_refused_or_end() {
     assert_eq!(client.lookup(file, "x"), Err(Errno::NOTDIR));
     let fh = client.open(file, libc::O_RDONLY).unwrap();
     assert_eq!(client.readdir(Opcode::Readdir, file, fh, 0, 4096), Err(Errno::NOTDIR));
+}
+
+/// As our kernel does: without a handle, and it knows the last entry by its offset.
+#[test]
+fn directories_are_listed_without_being_opened_and_many_at_once() {
+    const DIRS: usize = 20;
+    const FILES: usize = 100;
+    let bytes = usize::try_from(TABLE_BYTES).unwrap();
+    let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap());
+    let mut client = Client::told(&memory);
+    let root = client.root;
+    assert_eq!(client.opendir(root), Err(Errno::NOSYS));
+    let nodes: Vec<_> = (0..DIRS).map(|n| client.mkdir(root, &n.to_string()).unwrap().node).collect();
+    for (dir, file) in (0..DIRS).flat_map(|dir| (0..FILES).map(move |file| (dir, file))) {
+        std::fs::write(client.host(&format!("{dir}/{file}")), "").unwrap();
+    }
+    for (opcode, size) in [(Opcode::Readdir, 300), (Opcode::Readdirplus, 700), (Opcode::Readdir, 32 << 10)] {
+        let mut seen = vec![(0, BTreeSet::new()); DIRS];
+        while seen.iter().any(|(offset, _)| *offset != END) {
+            for ((offset, names), node) in
+                seen.iter_mut().zip(&nodes).filter(|((offset, _), _)| *offset != END)
+            {
+                let entries = client.readdir(opcode, *node, NO_HANDLE, *offset, size).unwrap();
+                *offset = entries.last().map_or(END, |(_, dirent, _)| dirent.offset);
+                assert!(entries.into_iter().all(|(_, _, name)| names.insert(name)), "twice");
+            }
+        }
+        assert!(seen.iter().all(|(_, names)| names.len() == FILES + 2), "{opcode:?}");
+        assert!(client.readdir(opcode, nodes[0], NO_HANDLE, END, size).unwrap().is_empty());
+    }
+    let sync = Bytes::of(&FsyncIn { fh: NO_HANDLE, ..FsyncIn::default() });
+    client.run(Opcode::Fsyncdir, nodes[0], &sync).unwrap();
+    std::fs::remove_dir_all(client.host("0")).unwrap();
+    assert!(client.readdir(Opcode::Readdir, nodes[0], NO_HANDLE, 0, 300).is_err());
+    let file = client.create(root, "f", libc::O_RDWR, 0o644).unwrap().0.node;
+    assert_eq!(client.readdir(Opcode::Readdir, file, NO_HANDLE, 0, 300).err(), Some(Errno::NOTDIR));
 }
