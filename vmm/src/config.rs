@@ -58,6 +58,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Device slots in use: vsock, balloon and rng are always there.
+    pub(crate) fn slots(&self) -> u8 {
+        let count = 3 + self.disks.len() + self.layers.len() + self.shares.len();
+        u8::try_from(count).expect("the limits above are those of slots")
+    }
+
     /// Checks what was asked for against the limits above.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let devices = self.disks.len() + self.shares.len();

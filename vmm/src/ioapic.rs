@@ -9,32 +9,32 @@ use kvm_bindings::kvm_msi;
 
 use crate::layout;
 
-const PINS: usize = layout::IOAPIC_PINS as usize;
 const REGISTER_SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
 const MASKED: u64 = 1 << 16;
 /// Delivery status and remote IRR belong to the hardware; the guest's writes do not change them.
 const READ_ONLY: u64 = 1 << 12 | 1 << 14;
-/// Number of the last pin, and version 0x11 (the first without an EOI register).
-const VERSION: u32 = (layout::IOAPIC_PINS as u32 - 1) << 16 | 0x11;
+/// The first version without an EOI register.
+const VERSION: u32 = 0x11;
 
 /// Shared by the vCPUs, which program it, and the devices, which raise lines; no call waits for another.
 pub struct IoApic {
     select: AtomicU32,
     id: AtomicU32,
-    table: [AtomicU64; PINS],
+    /// An entry for each pin.
+    table: Box<[AtomicU64]>,
     /// Lines raised while masked, delivered when they are unmasked.
     pending: AtomicU64,
     deliver: Box<dyn Fn(kvm_msi) + Send + Sync>,
 }
 
 impl IoApic {
-    /// `deliver` sends a message to the local APICs.
-    pub fn new(deliver: impl Fn(kvm_msi) + Send + Sync + 'static) -> Self {
+    /// With `pins` lines, 64 at most; `deliver` sends a message to the local APICs.
+    pub fn new(pins: u8, deliver: impl Fn(kvm_msi) + Send + Sync + 'static) -> Self {
         Self {
             select: AtomicU32::new(0),
             id: AtomicU32::new(0),
-            table: [const { AtomicU64::new(MASKED) }; PINS],
+            table: (0..pins).map(|_| AtomicU64::new(MASKED)).collect(),
             pending: AtomicU64::new(0),
             deliver: Box::new(deliver),
         }
@@ -75,8 +75,8 @@ impl IoApic {
     fn read_selected(&self) -> u32 {
         match self.select.load(Ordering::SeqCst) {
             0x00 | 0x02 => self.id.load(Ordering::SeqCst),
-            0x01 => VERSION,
-            register => match redirection(register) {
+            0x01 => (u32::try_from(self.table.len()).expect("few pins") - 1) << 16 | VERSION,
+            register => match self.redirection(register) {
                 Some((pin, shift)) => {
                     let entry = self.table[pin].load(Ordering::SeqCst) >> shift;
                     u32::try_from(entry & u64::from(u32::MAX)).expect("masked to 32 bits")
@@ -91,7 +91,7 @@ impl IoApic {
         if register == 0 {
             self.id.store(value & 0x0f00_0000, Ordering::SeqCst);
         }
-        let Some((pin, shift)) = redirection(register) else { return };
+        let Some((pin, shift)) = self.redirection(register) else { return };
         let changeable = (u64::from(u32::MAX) << shift) & !READ_ONLY;
         let new = u64::from(value) << shift & changeable;
         let mut entry = 0;
@@ -105,19 +105,19 @@ impl IoApic {
         }
     }
 
+    /// The pin of a redirection register and how far its half of the entry is shifted.
+    fn redirection(&self, register: u32) -> Option<(usize, u32)> {
+        let index = register.checked_sub(0x10)?;
+        let pin = usize::try_from(index / 2).ok()?;
+        (pin < self.table.len()).then_some((pin, index % 2 * 32))
+    }
+
     fn deliver_pending(&self, pin: usize) {
         let bit = 1 << pin;
         if self.pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
             (self.deliver)(message(self.table[pin].load(Ordering::SeqCst)));
         }
     }
-}
-
-/// The pin of a redirection register and how far its half of the entry is shifted.
-fn redirection(register: u32) -> Option<(usize, u32)> {
-    let index = register.checked_sub(0x10)?;
-    let pin = usize::try_from(index / 2).ok()?;
-    (pin < PINS).then_some((pin, index % 2 * 32))
 }
 
 /// A redirection entry as the message it stands for
@@ -145,7 +145,7 @@ mod tests {
     fn apic() -> (IoApic, Arc<Mutex<Vec<u32>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&sent);
-        (IoApic::new(move |msi| log.lock().unwrap().push(msi.data)), sent)
+        (IoApic::new(layout::IOAPIC_PINS, move |msi| log.lock().unwrap().push(msi.data)), sent)
     }
 
     fn program(apic: &IoApic, pin: u32, low: u32) {

@@ -32,6 +32,7 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 
 /// Pins 0 to 4 are left alone: the kernel has its own ideas of what is on them.
 pub const IRQ_BASE: u8 = 5;
+/// The most pins of the IO-APIC; a machine has as many as its devices need, see `pins`.
 pub const IOAPIC_PINS: u8 = 40;
 /// Devices that fit: one interrupt line each.
 pub const SLOTS_MAX: u8 = IOAPIC_PINS - IRQ_BASE;
@@ -88,6 +89,13 @@ pub fn hot_ranges(memory_mib: u32) -> Vec<(u64, u64)> {
 pub fn slot(slot: u8) -> (u64, u8) {
     assert!(slot < SLOTS_MAX, "the configuration limits the number of devices");
     (MMIO_BASE + u64::from(slot) * MMIO_SLOT_SIZE, IRQ_BASE + slot)
+}
+
+/// Pins of the IO-APIC of a machine with devices in `slots` slots: the kernel reads and writes each of them several times at
+/// start, and each time is a VM exit.
+#[must_use]
+pub fn pins(slots: u8) -> u8 {
+    IRQ_BASE + slots
 }
 
 /// The slot and register offset at `address`, if it is one of the device slots.

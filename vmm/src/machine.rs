@@ -203,11 +203,6 @@ impl Machine {
 }
 
 impl Devices {
-    /// The number of slots in use.
-    pub fn count(&self) -> usize {
-        1 + self.others.len()
-    }
-
     /// The descriptors that wake the event loop, by slot.
     pub fn wake_fds(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let vsock = std::iter::once(self.vsock.device.wake_fd());

@@ -75,6 +75,7 @@ impl Vm {
     /// controller, vCPUs, devices, and at last what is in memory.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.validate()?;
+        let slots = config.slots();
         let marks = config.marks;
         marks::record(&marks, Mark::VmmStart, marks::now_ns());
         let kvm = Kvm::new().map_err(Error::OpenKvm)?;
@@ -84,7 +85,7 @@ impl Vm {
         memory::register(&vm, &memory)?;
         split_irqchip(&vm)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
-        let ioapic = Arc::new(io_apic(&vm));
+        let ioapic = Arc::new(io_apic(&vm, layout::pins(slots)));
         let disks = config.disks.into_iter().chain(config.layers.into_iter().map(layer)).collect();
         let devices = build_devices(config.vsock, disks, config.shares, &memory, &ioapic)?;
         let payload = Payload {
@@ -93,7 +94,7 @@ impl Vm {
             boot_file: &config.boot_file,
             verbose_console: config.verbose_console,
             cpus: config.cpus,
-            slots: u8::try_from(devices.count()).expect("the configuration limits their number"),
+            slots,
             memory_size,
         };
         let entry = boot::load(&memory, &payload)?;
@@ -157,10 +158,10 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>
         .collect()
 }
 
-fn io_apic(vm: &Arc<VmFd>) -> IoApic {
+fn io_apic(vm: &Arc<VmFd>, pins: u8) -> IoApic {
     let vm = Arc::clone(vm);
     // A message to an APIC that is not there is lost, as on real hardware.
-    IoApic::new(move |message| {
+    IoApic::new(pins, move |message| {
         let _ = vm.signal_msi(message);
     })
 }

@@ -62,7 +62,7 @@ pub fn load(memory: &Memory, payload: &Payload<'_>) -> Result<GuestAddress, Erro
     }
     memory.write_slice(cmdline.as_bytes(), layout::CMDLINE)?;
     memory.write_obj(0_u8, GuestAddress(layout::CMDLINE.0 + cmdline.len() as u64))?;
-    mptable::write(memory, payload.cpus)?;
+    mptable::write(memory, payload.cpus, layout::pins(payload.slots))?;
     write_zero_page(memory, initrd, layout::boot_memory(payload.memory_size))?;
     Ok(kernel.entry)
 }

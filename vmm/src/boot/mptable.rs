@@ -12,9 +12,9 @@ const REVISION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
 const ISA_BUS: u8 = 0;
 
-/// Writes pointer and table for `cpus` processors with APIC ids from 0 on.
-pub fn write(memory: &Memory, cpus: u8) -> Result<(), vm_memory::GuestMemoryError> {
-    memory.write_slice(&table(cpus), layout::MP_TABLE)?;
+/// Writes pointer and table for `cpus` processors with APIC ids from 0 on, and an IO-APIC with `pins` lines.
+pub fn write(memory: &Memory, cpus: u8, pins: u8) -> Result<(), vm_memory::GuestMemoryError> {
+    memory.write_slice(&table(cpus, pins), layout::MP_TABLE)?;
     memory.write_slice(&pointer(), layout::MP_POINTER)
 }
 
@@ -30,7 +30,7 @@ fn pointer() -> [u8; 16] {
 }
 
 /// 4.2 "MP Configuration Table Header" and the entries of 4.3 behind it.
-fn table(cpus: u8) -> Vec<u8> {
+fn table(cpus: u8, pins: u8) -> Vec<u8> {
     let io_apic_id = cpus;
     let mut entries = Vec::new();
     let mut count: u16 = 0;
@@ -50,7 +50,7 @@ fn table(cpus: u8) -> Vec<u8> {
     entry(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let base = le32(layout::IOAPIC_BASE);
     entry(&[2, io_apic_id, APIC_VERSION, 1, base[0], base[1], base[2], base[3]]);
-    for pin in 0..layout::IOAPIC_PINS {
+    for pin in 0..pins {
         // Polarity and trigger as the bus has them: ISA lines are edge triggered.
         entry(&[3, 0, 0, 0, ISA_BUS, pin, io_apic_id, pin]);
     }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn both_structures_add_up_to_zero() {
         for cpus in [1, 2, crate::config::CPUS_MAX] {
-            let table = table(cpus);
+            let table = table(cpus, layout::IOAPIC_PINS);
             assert_eq!(checksum(&table), 0);
             assert_eq!(table.len(), usize::from(u16::from_le_bytes([table[4], table[5]])));
         }

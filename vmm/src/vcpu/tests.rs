@@ -46,7 +46,7 @@ fn run(code: &[u8]) -> Ran {
     let (mut console, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let machine = Machine::new(
         devices(&memory),
-        Arc::new(IoApic::new(|_| ())),
+        Arc::new(IoApic::new(layout::IOAPIC_PINS, |_| ())),
         console.try_clone().unwrap(),
         marks.try_clone().unwrap(),
         EventFd::new(EFD_NONBLOCK).unwrap(),
