@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cmd::Typed;
 use crate::output::{ago, note, now_s, print, rfc3339, table};
 use crate::templates::store::{self, Shelf};
-use crate::templates::{self, Template};
+use crate::templates::{self, Template, images};
 use crate::text::{Raw, plain, quoted};
 use crate::units;
 
@@ -153,9 +153,9 @@ pub struct Inspect {
 
 impl Inspect {
     fn run(self) -> Result<u8> {
-        let name = name(&self.name)?;
-        let template = templates::find(name)?.with_context(|| templates::build::missing(name))?;
-        print(&format!("{:#}\n", json(name, &Ok(template))))?;
+        let name = written_out(&self.name)?;
+        let template = templates::find(&name)?.with_context(|| templates::build::missing(&name))?;
+        print(&format!("{:#}\n", json(&name, &Ok(template))))?;
         Ok(0)
     }
 }
@@ -178,20 +178,23 @@ pub struct Rm {
 impl Rm {
     fn run(self) -> Result<u8> {
         ensure!(!self.names.is_empty(), "rm needs the name of a template; coracle template ls lists them");
-        let names = self.names.iter().map(name).collect::<Result<Vec<_>>>()?;
-        for name in &names {
-            templates::find(name)?.with_context(|| templates::build::missing(name))?;
-        }
+        let names = self.names.iter().map(written_out).collect::<Result<Vec<_>>>()?;
         let shelf = Shelf::open()?;
-        for name in names {
-            if !shelf.remove(name)? {
-                bail!("template {} came with Coracle and goes with it", quoted(name));
-            }
+        for name in names.iter().filter(|name| !shelf.has(name)) {
+            templates::find(name)?.with_context(|| templates::build::missing(name))?;
+            bail!("template {} came with Coracle and goes with it", quoted(name));
         }
+        names.iter().try_for_each(|name| shelf.remove(name))?;
         let freed = shelf.sweep()?;
         note(&format!("coracle: {} freed\n", units::show_mib(freed >> 20)));
         Ok(0)
     }
+}
+
+/// A template's name, where it is an image's with the tag that goes without saying.
+fn written_out(typed: &Raw) -> Result<String> {
+    let name = name(typed)?;
+    Ok(images::reference(name)?.map_or_else(|| name.to_owned(), |reference| reference.to_string()))
 }
 
 fn name(typed: &Raw) -> Result<&str> {

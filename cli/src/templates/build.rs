@@ -94,7 +94,6 @@ pub fn build(agent: &Agent) -> Result<Template> {
         let template =
             Template { format: FORMAT, name: agent.name.clone(), origin, created_s, recipe, image };
         shelf.publish(&template)?;
-        shelf.sweep().context("remove what the older template had")?;
         Ok(template)
     };
     build().with_context(|| format!("build template {}", agent.name))

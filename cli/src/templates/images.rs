@@ -128,7 +128,6 @@ pub fn save(name: &str, sandbox: &Sandbox, config: &SandboxConfig) -> Result<Tem
     let template =
         Template { format: FORMAT, name: name.to_owned(), origin, created_s: now_s(), recipe, image };
     shelf.publish(&template)?;
-    shelf.sweep().context("remove what the older template had")?;
     Ok(template)
 }
 
@@ -141,7 +140,6 @@ fn make(shelf: &Shelf, name: &str, origin: &str, image: &oci::Image) -> Result<T
     let template =
         Template { format: FORMAT, name: name.to_owned(), origin, created_s: now_s(), recipe, image };
     shelf.publish(&template)?;
-    shelf.sweep().context("remove what the older template had")?;
     Ok(template)
 }
 

@@ -87,7 +87,7 @@ impl Shelf {
         Ok(layer)
     }
 
-    /// Writes a template's description, in place of an older one.
+    /// Writes a template's description, in place of an older one, whose layers go.
     pub fn publish(&self, template: &Template) -> Result<()> {
         template.image.check()?;
         let folder = self.templates.join(folder_name(&template.name));
@@ -97,19 +97,22 @@ impl Shelf {
         json.push(b'\n');
         let mut file = create(&temporary)?;
         file.write_all(&json).and_then(|()| file.sync_all()).context("write template.json")?;
-        fs::rename(&temporary, folder.join("template.json")).context("name template.json")
+        fs::rename(&temporary, folder.join("template.json")).context("name template.json")?;
+        // The template is there; that something older cannot be removed is no failure of it.
+        if let Err(error) = self.sweep() {
+            note(&format!("coracle: layers that nothing has any more were kept: {error:#}\n"));
+        }
+        Ok(())
     }
 
-    /// Removes a template; false when the user has none of that name.
-    pub fn remove(&self, name: &str) -> Result<bool> {
+    /// Whether the user has a template of that name, whole or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.templates.join(folder_name(name)).is_dir()
+    }
+
+    pub fn remove(&self, name: &str) -> Result<()> {
         let folder = self.templates.join(folder_name(name));
-        match fs::remove_file(folder.join("template.json")) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error).with_context(|| format!("remove template {}", quoted(name))),
-        }
-        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", plain(&folder)))?;
-        Ok(true)
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", plain(&folder)))
     }
 
     /// Removes the layers that nothing has any more, and says how many bytes they had.
