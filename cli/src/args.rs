@@ -42,6 +42,7 @@ pub struct Args {
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Command {
     Run(run::Args),
     Exec(exec::Args),

@@ -180,7 +180,7 @@ impl Rm {
         ensure!(!self.names.is_empty(), "rm needs the name of a template; coracle template ls lists them");
         let names = self.names.iter().map(written_out).collect::<Result<Vec<_>>>()?;
         let shelf = Shelf::open()?;
-        for name in names.iter().filter(|name| !shelf.has(name)) {
+        if let Some(name) = names.iter().find(|name| !shelf.has(name)) {
             templates::find(name)?.with_context(|| templates::build::missing(name))?;
             bail!("template {} came with Coracle and goes with it", quoted(name));
         }

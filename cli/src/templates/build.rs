@@ -171,7 +171,7 @@ fn send(agent: &Agent, archives: &[PathBuf], input: &mut ChildStdin) -> Result<(
     for (number, archive) in archives.iter().enumerate() {
         let mut file = File::open(archive).context("open the package")?;
         let size = file.metadata().context("look at the package")?.len();
-        append(&mut tar, &format!("{number}.tgz"), size, &mut file)?;
+        append(&mut tar, format!("{number}.tgz"), size, &mut file)?;
     }
     for NewFile { path, text } in &agent.files {
         let path = Path::new("root").join(path.strip_prefix("/").unwrap_or(path));

@@ -161,7 +161,7 @@ fn convert_with(
     match layer {
         Ok(layer) => {
             sent?;
-            shelf.keep(draft, layer)
+            shelf.keep(&draft, layer)
         }
         // A sender whose receiver has died knows less than the receiver.
         Err(error) if said.is_empty() => Err(error),

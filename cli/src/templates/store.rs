@@ -79,7 +79,7 @@ impl Shelf {
     }
 
     /// Gives a finished layer its place.
-    pub fn keep(&self, draft: Draft, layer: Layer) -> Result<Layer> {
+    pub fn keep(&self, draft: &Draft, layer: Layer) -> Result<Layer> {
         layer.check()?;
         ensure!(is_erofs(&draft.file), "what was made is not an EROFS image");
         draft.file.sync_all().context("write the layer to disk")?;
