@@ -161,6 +161,29 @@ fn who_is_told_of_a_change_finds_it() -> Test {
 }
 
 #[test]
+fn a_mapping_in_the_guest_shows_what_the_host_writes() -> Test {
+    let vm = Vm::boot()?;
+    let path = vm.home.write("proj/f", [b'.'; 8192])?;
+    let script = "import mmap, time
+f = open('f', 'rb')
+m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+assert m[5000:5003] == b'...'
+print('mapped', flush=True)
+for word in (b'one', b'two'):
+    while m[5000:5003] != word: time.sleep(0.01)
+    print(word, flush=True)";
+    let mut reader = vm.command(["python3", "-c", script]).spawn()?;
+    reader.until("mapped")?;
+    let file = fs::File::options().write(true).open(path)?;
+    for word in ["one", "two"] {
+        file.write_all_at(word.as_bytes(), 5000)?;
+        reader.until(word)?;
+    }
+    reader.ok()?;
+    Ok(())
+}
+
+#[test]
 fn copies_both_ways_are_equal_holes_included() -> Test {
     let vm = Vm::boot()?;
     let content = |number: u32| number.to_le_bytes().repeat(number as usize * 11 % 5_000);

@@ -367,6 +367,24 @@ fn the_guest_wakes_within_200_ms_of_the_change() -> Test {
     Ok(())
 }
 
+/// Whatever the host's user has mounted below the share is in it. A user namespace gives an ordinary user a mount.
+#[test]
+fn what_is_mounted_below_the_share_is_part_of_it() -> Test {
+    let home = Home::new()?;
+    fs::create_dir(home.workspace().join("mnt"))?;
+    let guest = "cat mnt/f; echo guest > mnt/d/g; mv mnt/f mnt/d/h; mv mnt/d/h .; ls -R mnt";
+    let host = format!(
+        "mount -t tmpfs none mnt && mkdir mnt/d && echo host > mnt/f &&
+        coracle run --rm --cpus 1 -m 512m shell . -- sh -ec '{guest}' && cat mnt/d/g"
+    );
+    let out = home.program("unshare").args(["-rm", "sh", "-ec", &host]).deadline(120).ok()?;
+    assert_eq!(
+        (out.as_str(), home.read("proj/h")?),
+        ("host\nmnt:\nd\n\nmnt/d:\ng\nguest\n", "host\n".into())
+    );
+    Ok(())
+}
+
 #[test]
 fn what_the_guest_changes_itself_is_told_once() -> Test {
     let vm = Vm::boot()?;
