@@ -15,6 +15,10 @@ const TRUST: Duration = Duration::from_millis(500);
 /// The part of the free space above the floor that is given away at once, and the most: several disks ask at the same time.
 const PART: u64 = 16;
 const CREDIT_MAX: u64 = 64 << 20;
+/// Writes up to this size go on until only this part of the floor is left: the guest's file system needs some of its own even
+/// to delete a file, and where one of those fails, it is read-only from then on.
+const SMALL: u64 = 64 << 10;
+const SMALL_PART: u64 = 2;
 
 /// The floor under one disk.
 #[derive(Debug)]
@@ -37,10 +41,12 @@ impl Floor {
         if self.keep_free == 0 || self.draw(length) {
             return true;
         }
-        let above = self.above();
+        let free = self.free();
+        let above = free.saturating_sub(self.keep_free);
         self.credit = (above / PART).min(CREDIT_MAX);
         self.asked = Some(Instant::now());
-        self.draw(length) || length <= above || self.has_space(offset, length)
+        let is_small = length <= SMALL && free.saturating_sub(self.keep_free / SMALL_PART) >= length;
+        self.draw(length) || length <= above || is_small || self.has_space(offset, length)
     }
 
     fn draw(&mut self, length: u64) -> bool {
@@ -50,12 +56,9 @@ impl Floor {
         left.is_some()
     }
 
-    /// How much more than the floor is free.
-    fn above(&self) -> u64 {
+    fn free(&self) -> u64 {
         // A file system that does not say is one that nobody can watch over.
-        fstatvfs(&self.file).map_or(u64::MAX, |stat| {
-            stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(self.keep_free)
-        })
+        fstatvfs(&self.file).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     fn has_space(&self, offset: u64, length: u64) -> bool {
@@ -90,6 +93,19 @@ mod tests {
             (u64::MAX, u64::MAX, false),
         ] {
             assert_eq!(floor.allows(offset, length), allowed, "{offset} {length}");
+        }
+    }
+
+    /// As free as the file system is now, but for what others do meanwhile.
+    #[test]
+    fn a_little_below_it_small_writes_go_on() {
+        let file = file();
+        let free = Floor::new(Arc::clone(&file), 0).free();
+        for (keep_free, small) in [(free + free / 4, true), (free * 2 + free / 4, false)] {
+            let mut floor = Floor::new(Arc::clone(&file), keep_free);
+            assert_eq!(floor.allows(512 << 10, SMALL), small);
+            assert!(!floor.allows(512 << 10, SMALL + 1));
+            assert!(floor.allows(0, 64 << 10), "it has space");
         }
     }
 
