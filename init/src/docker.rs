@@ -80,6 +80,9 @@ impl Docker {
             let _ = rustix::process::waitid(WaitId::PidFd(keeper.pidfd.as_fd()), WaitIdOptions::EXITED);
             if keeper.stop.is_none() {
                 self.0 = None;
+            } else {
+                // It ends by itself when it cannot work, or is killed: for those who wait, the next could do no better.
+                refuse(&socket.listener);
             }
             return;
         }
