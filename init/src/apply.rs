@@ -48,7 +48,8 @@ fn apply(step: &Step) -> Result<()> {
         }
         Step::Seed { path, text } => seed(path, text).with_context(|| format!("write {path}")),
         Step::Move { from, to } => {
-            rustix::mount::mount_move(*from, *to).with_context(|| format!("move {from} to {to}"))
+            made_if_missing(to.as_bytes(), || rustix::mount::mount_move(*from, *to))
+                .with_context(|| format!("move {from} to {to}"))
         }
         Step::Link { path, to } => {
             rustix::fs::symlink(*to, *path).with_context(|| format!("link {path} to {to}"))
@@ -62,10 +63,14 @@ fn apply(step: &Step) -> Result<()> {
 
 fn mount(kind: &str, source: &str, target: &[u8], flags: MountFlags, options: &str) -> Result<()> {
     let options = (!options.is_empty()).then(|| CString::new(options)).transpose()?;
-    let attempt = || rustix::mount::mount(source, target, kind, flags, options.as_deref());
+    made_if_missing(target, || rustix::mount::mount(source, target, kind, flags, options.as_deref()))
+}
+
+/// An image need not have the folders that something is mounted on.
+fn made_if_missing(folder: &[u8], attempt: impl Fn() -> rustix::io::Result<()>) -> Result<()> {
     match attempt() {
         Err(Errno::NOENT) => {
-            make_folders(target)?;
+            make_folders(folder)?;
             Ok(attempt()?)
         }
         other => Ok(other?),

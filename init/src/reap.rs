@@ -2,6 +2,7 @@
 //! It owns both loops, and what the server knows of the container. It starts no commands.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Mode;
 use rustix::io::{Errno, Result};
 use rustix::mount::MountFlags;
 use rustix::pipe::PipeFlags;
@@ -84,7 +85,13 @@ fn first_process(ready: OwnedFd) -> ! {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let signals = SignalQueue::new(&[libc::SIGCHLD, libc::SIGTERM]);
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    if let Err(errno) = rustix::mount::mount("proc", "/proc", "proc", flags, None) {
+    let mount_proc = || rustix::mount::mount("proc", "/proc", "proc", flags, None);
+    let mounted = match mount_proc() {
+        // An image need not have the folder.
+        Err(Errno::NOENT) => rustix::fs::mkdir("/proc", Mode::from_raw_mode(0o555)).and_then(|()| mount_proc()),
+        other => other,
+    };
+    if let Err(errno) = mounted {
         crate::log(format_args!("mount proc on /proc: {errno}"));
         sys::exit(1);
     }

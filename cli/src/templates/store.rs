@@ -30,11 +30,17 @@ pub struct Shelf {
     _lock: File,
 }
 
-/// A layer that is being made. Dropping it leaves it to be collected.
+/// A layer that is being made. Dropping it removes what it has come to, unless that was kept.
 #[derive(Debug)]
 pub struct Draft {
     pub file: File,
     path: PathBuf,
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Shelf {

@@ -87,11 +87,12 @@ fn a_package_that_is_not_what_its_hash_says_leaves_nothing() -> Test {
     let mut bytes = fs::read(&archive)?;
     bytes[20] ^= 1;
     fs::write(&archive, bytes)?;
-    let (_server, url) = registry(&home)?;
+    let (server, url) = registry(&home)?;
     let done = home.coracle(["run", "--rm", "tiny"]).env("npm_config_registry", &url).run()?;
     assert_eq!(done.code, 125);
     assert!(done.err().contains("its content has the digest"), "{}", done.err());
     assert!(!home.path().join(".local/share/coracle/templates/tiny").exists());
+    drop(server);
     assert_eq!(home.left(), Vec::<String>::new());
     Ok(())
 }
