@@ -31,6 +31,9 @@ const PIECE: usize = 256 << 10;
 /// All of them get one time as their making: what goes in decides what comes out, to the bit.
 const MKFS: &str = "mkfs.erofs --quiet -T1735689600 --mkfs-time --preserve-mtime -Uc04ac1e0-0000-4000-8000-000000000003 -Enoinline_data";
 
+/// Puts the program there that reads archives.
+const PREPARE: &str = concat!("cat >layer.py <<'END'\n", include_str!("layer.py"), "END\n:");
+
 /// A layer of an image, as a tar archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packed {
@@ -51,7 +54,7 @@ impl Packed {
 
 /// An image's layer as one of ours, its whiteouts as the overlay has them.
 pub fn tar(shelf: &Shelf, archive: &Path, packed: Packed) -> Result<Layer> {
-    let script = format!("{} >layer.tar; {}", packed.unpack(), pack("layer.tar", "\"$image\""));
+    let script = format!("{}; {}", PREPARE, pack(packed, "", "\"$image\""));
     convert(shelf, &script, |input| {
         let mut file = File::open(archive).with_context(|| format!("open {}", plain(archive)))?;
         io::copy(&mut file, input).context("send the layer")?;
@@ -59,19 +62,21 @@ pub fn tar(shelf: &Shelf, archive: &Path, packed: Packed) -> Result<Layer> {
     })
 }
 
-/// The tar archive is read once before, as mkfs.erofs 1.8 does not end with one that is cut off.
-fn pack(archive: &str, image: &str) -> String {
-    format!("tar -tf {archive} >list; {MKFS} --tar=f --aufs {image} {archive} >&2")
+/// From an archive, the input or `<FILE`, to an image.
+fn pack(packed: Packed, from: &str, image: &str) -> String {
+    format!(
+        "{} {from} | python3 layer.py layer.tar; {MKFS} --tar=f --aufs {image} layer.tar >&2",
+        packed.unpack()
+    )
 }
 
 /// All of an image's layers, the lowest first, as one.
 pub fn merged(shelf: &Shelf, archives: &[(&Path, Packed)]) -> Result<Layer> {
-    let mut script = "tar -x; ".to_owned();
+    let mut script = format!("{PREPARE}; tar -x; ");
     for (number, (_, packed)) in archives.iter().enumerate() {
         script += &format!(
-            "{} <{number} >layer.tar; {}; rm {number}; mkdir {number}; sudo mount -o ro,loop {number}.erofs {number}; ",
-            packed.unpack(),
-            pack("layer.tar", &format!("{number}.erofs"))
+            "{}; rm {number}; mkdir {number}; sudo mount -o ro,loop {number}.erofs {number}; ",
+            pack(*packed, &format!("<{number}"), &format!("{number}.erofs"))
         );
     }
     let lower: Vec<_> = (0..archives.len()).rev().map(|number| number.to_string()).collect();
