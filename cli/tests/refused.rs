@@ -350,7 +350,7 @@ fn damaged_installations() {
         (
             "template missing",
             |home| fs::remove_dir_all(home.path("share/templates")).unwrap(),
-            "template shell is missing",
+            "template.json: it is missing",
         ),
         (
             "template cut",

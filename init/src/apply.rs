@@ -47,10 +47,8 @@ fn apply(step: &Step) -> Result<()> {
                 .with_context(|| format!("mount {source} ({kind}) on {target}"))
         }
         Step::Seed { path, text } => seed(path, text).with_context(|| format!("write {path}")),
-        Step::Move { from, to } => {
-            made_if_missing(to.as_bytes(), || rustix::mount::mount_move(*from, *to))
-                .with_context(|| format!("move {from} to {to}"))
-        }
+        Step::Move { from, to } => made_if_missing(to.as_bytes(), || rustix::mount::mount_move(*from, *to))
+            .with_context(|| format!("move {from} to {to}")),
         Step::Link { path, to } => {
             rustix::fs::symlink(*to, *path).with_context(|| format!("link {path} to {to}"))
         }

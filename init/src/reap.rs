@@ -88,7 +88,9 @@ fn first_process(ready: OwnedFd) -> ! {
     let mount_proc = || rustix::mount::mount("proc", "/proc", "proc", flags, None);
     let mounted = match mount_proc() {
         // An image need not have the folder.
-        Err(Errno::NOENT) => rustix::fs::mkdir("/proc", Mode::from_raw_mode(0o555)).and_then(|()| mount_proc()),
+        Err(Errno::NOENT) => {
+            rustix::fs::mkdir("/proc", Mode::from_raw_mode(0o555)).and_then(|()| mount_proc())
+        }
         other => other,
     };
     if let Err(errno) = mounted {

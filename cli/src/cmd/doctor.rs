@@ -10,11 +10,11 @@ use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 use serde_json::{Value, json};
 use vmm::{Probe, has_jail, probe};
 
-use crate::agents::BASE;
 use crate::cmd::Typed;
 use crate::output::{print, table};
+use crate::templates::{self, build};
 use crate::text::plain;
-use crate::{parts, places, templates, units};
+use crate::{parts, places, units};
 
 /// Below this a new sandbox may soon have no room to write, below the second not even to start.
 const FREE_MIB_LOW: u64 = 5 << 10;
@@ -182,10 +182,8 @@ fn disk_space() -> Finding {
 }
 
 fn base() -> Finding {
-    let base =
-        templates::find(BASE).and_then(|base| base.with_context(|| format!("template {BASE} is missing")));
-    base.and_then(|base| templates::layers(&base.image))
-        .map_or_else(|error| broken(&error), |layers| whole(&layers))
+    let layers = build::base().and_then(|base| templates::layers(&base.image));
+    layers.map_or_else(|error| broken(&error), |layers| whole(&layers))
 }
 
 fn part(part: Result<PathBuf>) -> Finding {

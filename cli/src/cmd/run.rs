@@ -185,11 +185,15 @@ impl Run {
         if !draft.workspaces.is_empty() {
             self.command(&draft)?;
         }
-        let store = Store::open_or_create()?;
-        if matches!(self.choose(&store)?, Choice::New(_)) {
-            // That may take minutes, in which signals end this command as any other.
+        // Before anything is changed; and it may take minutes, in which signals end this command as any other.
+        let is_new = match Store::open()? {
+            Some(store) => matches!(self.choose(&store)?, Choice::New(_)),
+            None => true,
+        };
+        if is_new {
             self.template()?;
         }
+        let store = Store::open_or_create()?;
         let signals = session::take_signals()?;
         for _ in 0..TRIES {
             let chosen = match self.choose(&store)? {

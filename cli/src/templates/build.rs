@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::images::{self, Pull};
@@ -18,6 +18,8 @@ use crate::blobs::Blobs;
 use crate::digest::Digest;
 use crate::fetch::{self, Client, Wanted};
 use crate::output::{note, now_s};
+use crate::parts::broken;
+use crate::places;
 use crate::progress::Progress;
 use crate::text::quoted;
 use crate::units;
@@ -66,7 +68,11 @@ pub fn missing(name: &str) -> String {
 }
 
 pub fn base() -> Result<Template> {
-    find(BASE)?.with_context(|| format!("{INCOMPLETE}: template {BASE} is missing"))
+    if let Some(base) = find(BASE)? {
+        return Ok(base);
+    }
+    let path = places::share()?.join("templates").join(BASE).join("template.json");
+    bail!("{INCOMPLETE}: {}: it is missing", broken("template", &path))
 }
 
 /// Builds it, whatever is there.

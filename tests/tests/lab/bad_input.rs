@@ -370,7 +370,7 @@ impl Installed {
         let program = home.program("sh").args(["-c", "readlink -f $(command -v coracle)"]).ok()?;
         let prefix = Path::new(program.trim_end()).ancestors().nth(2).context("a prefix")?.to_owned();
         let copy = Self(home.path().join("share"));
-        for dir in ["", "templates", "templates/shell"] {
+        for dir in ["", "agents", "layers", "templates", "templates/shell"] {
             fs::create_dir(copy.0.join(dir))?;
             for entry in fs::read_dir(prefix.join("share/coracle").join(dir))?
                 .flatten()
@@ -380,6 +380,12 @@ impl Installed {
             }
         }
         Ok(copy)
+    }
+
+    /// The template's layer, whose name is its hash.
+    fn layer(&self) -> Result<String> {
+        let entry = fs::read_dir(self.0.join("layers"))?.next().context("a layer")??;
+        Ok(format!("layers/{}", entry.file_name().display()))
     }
 
     fn replace(&self, file: &str, with: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Result<()> {
@@ -400,13 +406,8 @@ type Damage = fn(&[u8]) -> Option<Vec<u8>>;
 
 #[test]
 fn parts_that_are_missing_cut_off_or_wrong() -> Test {
-    let parts = [
-        "vmlinux",
-        "initramfs.cpio",
-        "disk-20g.ext4",
-        "templates/shell/rootfs.erofs",
-        "templates/shell/template.json",
-    ];
+    let layer = Installed::new(&Home::new()?)?.layer()?;
+    let parts = ["vmlinux", "initramfs.cpio", "disk-20g.ext4", &layer, "templates/shell/template.json"];
     let damages: [(&str, Damage); 4] = [
         ("missing", |_| None),
         ("empty", |_| Some(Vec::new())),
