@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::is_name;
 use crate::places;
-use crate::templates::Image;
+use crate::templates::{INCOMPLETE, Image};
 use crate::text::{nearest, plain, quoted};
 
 /// Longer than any that a person writes.
@@ -88,6 +88,10 @@ pub fn find(name: &OsStr) -> Result<Agent> {
         }
     }
     let known = names()?;
+    if known.is_empty() {
+        let installed = places::share()?.join("agents");
+        bail!("{INCOMPLETE}: {}: it is missing", plain(installed));
+    }
     let guess = name.to_str().and_then(|typed| nearest(typed, known.iter().map(String::as_str)));
     let guess = guess.map(|guess| format!("did you mean {guess}? ")).unwrap_or_default();
     bail!("unknown agent {}; {guess}known: {}", quoted(name), known.join(", "))

@@ -258,7 +258,6 @@ fn workspaces_that_are_none() -> Test {
         (&["run", "shell", "../state/coracle/sandboxes"], "state"),
         (&["run", "shell", &long], "xxx"),
         (&["run", "shell", &longer], "x/x"),
-        (&["run", "shell", ".:ro"], ":ro"),
         (&["run", "shell", ".", "."], "twice"),
         (&["run", "shell", ".", ".:ro"], "twice"),
         (&["run", "shell", ".", "no\nsuch"], "no\\nsuch"),
