@@ -89,7 +89,7 @@ fn a_daemon_that_fails_or_is_killed_and_a_crowd_are_no_harm() -> Test {
     let mut silent = vm.command(["python3", "-c", silent]).deadline(4 * PATIENCE_S).spawn()?;
     silent.until("in")?;
     let crowd = slow(&vm, &format!("for i in $(seq 20); do {VERSION} & done; wait")).ok()?;
-    assert_eq!(crowd, "linux\n".repeat(20));
+    assert_eq!(crowd.matches("linux").count(), 20, "{crowd}");
     assert_eq!(vm.exec("pgrep -cx dockerd")?, "1\n");
 
     vm.exec("sudo pkill -KILL -x dockerd")?;
