@@ -147,11 +147,12 @@ fn an_image_runs_as_its_configuration_says() -> Test {
     let home = Home::new()?;
     assert_eq!(load(&home, "plain", &image(Vec::new())?)?.ok()?, "plain\n");
     shows(&home, "plain", "kept new")?;
-    // Another command starts in the workspace, and a lower layer that is there is not made again.
+    // Other arguments for the image's own program leave it where it starts.
     let replaced =
         home.coracle(["run", "--rm", "-t", "plain", "shell", ".", "--", "pwd; echo $PATH"]).ok()?;
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    assert_eq!(replaced, format!("{}\n{path}\n", home.workspace().display()));
+    assert_eq!(replaced, format!("/srv\n{path}\n"));
+    // A lower layer that is there is not made again.
     let outside = layer(|archive| {
         hostile_file(archive, "../../../../../../srv/outside")?;
         hostile_file(archive, "/srv/absolute")
