@@ -120,6 +120,7 @@ pub fn download_packages(agent: &Agent) -> Result<Vec<PathBuf>> {
     if let Some(here) = digests.iter().map(|digest| blobs.get(digest)).collect() {
         return Ok(here);
     }
+    blobs.check_room(sizes(agent).0)?;
     let progress = Progress::new(&format!("downloading {}", agent.name));
     progress.expect(sizes(agent).0);
     let fetched = agent.packages.iter().zip(&digests).map(|(package, digest)| {

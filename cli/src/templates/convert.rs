@@ -9,27 +9,33 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Layer;
 use super::store::Shelf;
 use crate::agents::BASE;
 use crate::digest::Hasher;
-use crate::store::new_id;
+use crate::disk::Room;
+use crate::places;
 use crate::text::plain;
 
 /// What the script in the VM may take, and what its image may hold. A hostile layer can keep either busy for ever.
-const TIME_MAX: Duration = Duration::from_secs(3600);
+const TIME_MAX_S: i64 = 3600;
 const SIZE_MAX: u64 = 20 << 30;
+/// How often it is looked whether the host's disk gets full, in bytes.
+const LOOK_EACH: u64 = 16 << 20;
 /// Of what the VM says when it fails.
 const MESSAGE_MAX: u64 = 4 << 10;
 const PIECE: usize = 256 << 10;
 /// All of them get one time as their making: what goes in decides what comes out, to the bit.
 const MKFS: &str = "mkfs.erofs --quiet -T1735689600 --mkfs-time --preserve-mtime -Uc04ac1e0-0000-4000-8000-000000000003 -Enoinline_data";
+
+const EMPTY: &str = "empty";
 
 /// Puts the program there that reads archives.
 const PREPARE: &str = concat!("cat >layer.py <<'END'\n", include_str!("layer.py"), "END\n:");
@@ -110,13 +116,9 @@ pub fn folder(
 
 /// A layer of what a stopped sandbox has changed in its root: its disk's upper layer, without what is made at each start.
 pub fn upper(shelf: &Shelf, disk: &Path) -> Result<Layer> {
-    let folder = Workspace::new()?;
-    let shown = folder.0.join("disk.img");
-    // Under a name of its own, as no sandbox sees the folder of another.
-    fs::hard_link(disk, &shown).or_else(|_| {
-        let size = fs::metadata(disk)?.len();
-        crate::disk::copy(disk, &File::create_new(&shown)?, size)
-    })?;
+    let workspace = Workspace::new(shelf)?;
+    let shown = workspace.0.join("disk.img");
+    fs::hard_link(disk, &shown).context("link the sandbox's disk")?;
     let mut share = shown.clone().into_os_string();
     share.push(":ro");
     let script = format!(
@@ -125,9 +127,7 @@ pub fn upper(shelf: &Shelf, disk: &Path) -> Result<Layer> {
          \"$image\" disk/upper >&2; sudo chmod 644 \"$image\"",
         shown.display()
     );
-    let layer = convert_with(shelf, &script, Some(&share), |_| Ok(()));
-    let _ = fs::remove_file(&shown);
-    layer
+    convert_in(&workspace, shelf, &script, Some(&share), |_| Ok(()))
 }
 
 fn convert(
@@ -135,19 +135,19 @@ fn convert(
     script: &str,
     input: impl FnOnce(&mut ChildStdin) -> Result<()> + Send,
 ) -> Result<Layer> {
-    convert_with(shelf, script, None, input)
+    convert_in(&Workspace::new(shelf)?, shelf, script, None, input)
 }
 
-fn convert_with(
+fn convert_in(
+    workspace: &Workspace,
     shelf: &Shelf,
     script: &str,
     share: Option<&OsStr>,
     input: impl FnOnce(&mut ChildStdin) -> Result<()> + Send,
 ) -> Result<Layer> {
-    let workspace = Workspace::new()?;
     let script =
         format!("set -euo pipefail; cd \"$(mktemp -d)\"; image=$PWD/image; {script}; cat \"$image\"");
-    let mut child = start(&workspace.0, share, &script)?;
+    let mut child = start(&workspace.0.join(EMPTY), share, &script)?;
     let mut draft = shelf.new_layer()?;
     let mut stdin = child.stdin.take().context("the VM's input")?;
     let stdout = child.stdout.take().context("the VM's output")?;
@@ -155,10 +155,8 @@ fn convert_with(
     let (layer, sent, said) = thread::scope(|scope| {
         let sender = scope.spawn(move || input(&mut stdin));
         let listener = scope.spawn(move || said(stderr));
-        let (done, waiting) = mpsc::channel::<()>();
-        let watch = scope.spawn(move || watch(child, &waiting));
+        let watch = scope.spawn(move || watch(child));
         let layer = receive(stdout, &mut draft.file);
-        drop(done);
         let ended = watch.join().expect("it does not panic");
         let sent = sender.join().expect("it does not panic");
         (layer.and_then(|layer| ended.map(|()| layer)), sent, listener.join().expect("it does not panic"))
@@ -191,15 +189,15 @@ fn start(workspace: &Path, share: Option<&OsStr>, script: &str) -> Result<Child>
     command.spawn().context("start the VM that unpacks")
 }
 
-/// Waits for the VM's end, and brings it about when it is late.
-fn watch(mut child: Child, done: &mpsc::Receiver<()>) -> Result<()> {
-    if done.recv_timeout(TIME_MAX) == Err(RecvTimeoutError::Timeout) {
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&child),
-            rustix::process::Signal::TERM,
-        );
+/// Waits for the VM's end, whatever it has closed by then, and brings it about when it is late.
+fn watch(mut child: Child) -> Result<()> {
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("watch the VM")?;
+    let deadline = Timespec { tv_sec: TIME_MAX_S, tv_nsec: 0 };
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    if retry_on_intr(|| poll(&mut ended, Some(&deadline))) == Ok(0) {
+        let _ = pidfd_send_signal(&process, Signal::TERM);
         let _ = child.wait();
-        bail!("unpacking took more than {} minutes", TIME_MAX.as_secs() / 60);
+        bail!("unpacking took more than {} minutes", TIME_MAX_S / 60);
     }
     let status = child.wait().context("wait for the VM that unpacks")?;
     ensure!(status.success(), "it cannot be unpacked");
@@ -214,6 +212,13 @@ fn receive(mut output: impl Read, file: &mut File) -> Result<Layer> {
         let count = output.read(&mut piece).context("read from the VM that unpacks")?;
         if count == 0 {
             return Ok(Layer { sha256: hasher.finish().hex().to_owned(), size });
+        }
+        if size / LOOK_EACH != (size + count as u64) / LOOK_EACH || size == 0 {
+            let has_room = Room::of(&*file).is_ok_and(|room| room.has_one_more());
+            ensure!(
+                has_room,
+                "the disk is nearly full; make room, or set XDG_DATA_HOME to a larger file system"
+            );
         }
         size += count as u64;
         ensure!(size <= SIZE_MAX, "what is in it takes more than {} GiB", SIZE_MAX >> 30);
@@ -231,15 +236,17 @@ fn said(mut stderr: impl Read) -> String {
     plain(text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default())
 }
 
-/// An empty folder, since a sandbox has one.
+/// An empty folder, since a sandbox has one, beside the folder of the sandboxes: no sandbox may see that one, and a disk can be
+/// linked into this one. Only who has the right to change templates makes it, so what is there was left by one that was killed.
 struct Workspace(PathBuf);
 
 impl Workspace {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("coracle-{}", new_id()?));
-        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+    fn new(_right: &Shelf) -> Result<Self> {
+        let path = places::state()?.with_file_name("coracle-builder");
+        let _ = fs::remove_dir_all(&path);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(EMPTY));
         made.with_context(|| {
-            format!("create {}; set TMPDIR to a folder that you may write to", plain(&path))
+            format!("create {}; set XDG_STATE_HOME to a folder that you may write to", plain(&path))
         })?;
         Ok(Self(path))
     }
@@ -247,6 +254,6 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -73,8 +73,9 @@ impl Shelf {
     pub fn converted(&self, archive: &Digest) -> Option<Layer> {
         let json = fs::read(self.layers.join(format!("{}.json", archive.hex()))).ok()?;
         let layer: Layer = serde_json::from_slice(&json).ok()?;
+        layer.check().ok()?;
         let size = fs::metadata(self.layers.join(layer.file())).ok()?.len();
-        (layer.check().is_ok() && size == layer.size).then_some(layer)
+        (size == layer.size).then_some(layer)
     }
 
     /// For images that have the same layer.
