@@ -67,7 +67,8 @@ bootstrap() {
     rm "$tar.crt"
 }
 
-# Reads the root's tar, writes the image. Everything it makes belongs to as_root, so it leaves nothing behind.
+# Reads the root's tar, writes the image. A file whose end is kept with its metadata could not be mapped by programs. Everything
+# that this makes belongs to as_root, so it leaves nothing behind.
 # shellcheck disable=SC2016  # the whole text is the inner shell's
 PACK='set -eu
     PATH=$PATH:/usr/sbin:/sbin
@@ -75,7 +76,7 @@ PACK='set -eu
     trap "rm -rf \"$work\"" EXIT
     mkdir "$work/root"
     tar --extract --numeric-owner --xattrs --xattrs-include="security.capability" --exclude="./dev/*" --directory "$work/root"
-    mkfs.erofs --quiet "-T$0" "-U$1" -Eforce-inode-compact "$work/image" "$work/root" >&2
+    mkfs.erofs --quiet "-T$0" "-U$1" -Eforce-inode-compact,noinline_data "$work/image" "$work/root" >&2
     cat "$work/image"'
 
 # template.json as the CLI wants it: what the template says, and what only the build knows.

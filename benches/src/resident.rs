@@ -13,6 +13,8 @@ struct Mapping {
     resident_kib: u64,
     /// Mapped with MAP_NORESERVE, as guest memory is, and the files that lie over it.
     unreserved: bool,
+    /// As a template's layers are, which belong to the host's page cache: unreserved and only to be read.
+    layer: bool,
 }
 
 /// Resident KiB of process `pid` outside of its `guest_mib` MiB of guest memory.
@@ -25,7 +27,8 @@ pub fn beyond_guest_kib(pid: u32, guest_mib: u64) -> Result<u64> {
     let mappings = parse(&text).with_context(|| format!("{path} is not what it should be"))?;
     let guest = guest_kib(&mappings, guest_mib << 20);
     let guest = guest.with_context(|| format!("{path} has no {guest_mib} MiB of guest memory"))?;
-    Ok(mappings.iter().map(|mapping| mapping.resident_kib).sum::<u64>() - guest)
+    let others = mappings.iter().filter(|mapping| !mapping.layer);
+    Ok(others.map(|mapping| mapping.resident_kib).sum::<u64>() - guest)
 }
 
 /// Resident KiB of guest memory: the run of unreserved mappings without a gap that has room for `size` bytes. Kernel and
@@ -43,7 +46,12 @@ fn parse(smaps: &str) -> Option<Vec<Mapping>> {
         let (word, rest) = line.split_once(' ')?;
         match word {
             "Rss:" => mappings.last_mut()?.resident_kib = rest.trim().strip_suffix(" kB")?.parse().ok()?,
-            "VmFlags:" => mappings.last_mut()?.unreserved = rest.split(' ').any(|flag| flag == "nr"),
+            "VmFlags:" => {
+                let has = |flag| rest.split(' ').any(|it| it == flag);
+                let mapping = mappings.last_mut()?;
+                mapping.unreserved = has("nr");
+                mapping.layer = has("nr") && has("rd") && !has("wr");
+            }
             _ if word.ends_with(':') => {}
             range => {
                 let (start, end) = range.split_once('-')?;
@@ -74,6 +82,9 @@ VmFlags: rd wr mr mw me nr
 7f0000080000-7f0000100000 rw-p 00000000 00:00 0
 Rss:                   4 kB
 VmFlags: rd wr mr mw me nr hg
+7e0000100000-7e0000200000 r--p 00000000 00:01 11 /usr/share/coracle/templates/shell/rootfs.erofs
+Rss:                 500 kB
+VmFlags: rd mr mw me nr
 7f0000100000-7f0000200000 rw-p 00000000 00:00 0 [heap]
 Rss:                  40 kB
 VmFlags: rd wr mr mw me ac
@@ -82,8 +93,9 @@ VmFlags: rd wr mr mw me ac
     #[test]
     fn guest_memory_does_not_count() {
         let mappings = parse(SMAPS).unwrap();
-        assert_eq!(mappings.len(), 5);
+        assert_eq!(mappings.len(), 6);
         assert_eq!(guest_kib(&mappings, 1 << 20), Some(220));
+        assert_eq!(mappings.iter().filter(|it| it.layer).map(|it| it.resident_kib).sum::<u64>(), 500);
     }
 
     #[test]

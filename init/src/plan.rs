@@ -7,22 +7,22 @@ use rustix::mount::MountFlags;
 
 /// The template's layers, bottom first: their devices, and where they are before the root is switched.
 const LAYERS: [(&str, &str); LAYERS_MAX as usize] = [
-    ("/dev/vdb", "/lower0"),
-    ("/dev/vdc", "/lower1"),
-    ("/dev/vdd", "/lower2"),
-    ("/dev/vde", "/lower3"),
-    ("/dev/vdf", "/lower4"),
-    ("/dev/vdg", "/lower5"),
-    ("/dev/vdh", "/lower6"),
-    ("/dev/vdi", "/lower7"),
-    ("/dev/vdj", "/lower8"),
-    ("/dev/vdk", "/lower9"),
-    ("/dev/vdl", "/lower10"),
-    ("/dev/vdm", "/lower11"),
-    ("/dev/vdn", "/lower12"),
-    ("/dev/vdo", "/lower13"),
-    ("/dev/vdp", "/lower14"),
-    ("/dev/vdq", "/lower15"),
+    ("/dev/layer0", "/lower0"),
+    ("/dev/layer1", "/lower1"),
+    ("/dev/layer2", "/lower2"),
+    ("/dev/layer3", "/lower3"),
+    ("/dev/layer4", "/lower4"),
+    ("/dev/layer5", "/lower5"),
+    ("/dev/layer6", "/lower6"),
+    ("/dev/layer7", "/lower7"),
+    ("/dev/layer8", "/lower8"),
+    ("/dev/layer9", "/lower9"),
+    ("/dev/layer10", "/lower10"),
+    ("/dev/layer11", "/lower11"),
+    ("/dev/layer12", "/lower12"),
+    ("/dev/layer13", "/lower13"),
+    ("/dev/layer14", "/lower14"),
+    ("/dev/layer15", "/lower15"),
 ];
 /// Where the sandbox's disk is. Later it can only be reached by an open file descriptor.
 pub const DISK: &str = "/disk";
@@ -85,7 +85,7 @@ fn root(hostname: &str, layers: u8) -> Vec<Step> {
     let overlay = format!("lowerdir={},upperdir={DISK}/upper,workdir={DISK}/work,uuid=null", lower.join(":"));
     let mut steps: Vec<_> = layers
         .iter()
-        .map(|&(device, folder)| mount("erofs", device, folder, MountFlags::RDONLY, ""))
+        .map(|&(device, folder)| mount("erofs", device, folder, MountFlags::RDONLY, "dax=always"))
         .collect();
     steps.extend([
         // What is deleted goes back to the host some seconds later, in the background.

@@ -16,8 +16,8 @@ pub const MEMORY_MIB_MIN: u32 = 128;
 pub const MEMORY_MIB_MAX: u32 = 512 << 10;
 /// The most layers of a template.
 pub const LAYERS_MAX: usize = 16;
-/// The most disks and shares together: device slots left beside vsock, balloon, rng and layers.
-pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 3 - LAYERS_MAX;
+/// The most disks and shares together: device slots left beside vsock, balloon and rng.
+pub const DEVICES_MAX: usize = layout::SLOTS_MAX as usize - 3;
 
 /// What a configuration asks for that there is not.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +47,7 @@ pub struct Config {
     pub verbose_console: bool,
     /// In the guest: vda, vdb, … in this order.
     pub disks: Vec<Disk>,
-    /// Images that the guest only reads, and that nothing changes; the devices after the disks', in this order.
+    /// Images that the guest only reads; in the guest: layer0, layer1, … in this order. They are mapped as the kernel is.
     pub layers: Vec<File>,
     pub shares: Vec<Share>,
     pub vsock: Vsock,
@@ -60,7 +60,7 @@ pub struct Config {
 impl Config {
     /// Device slots in use: vsock, balloon and rng are always there.
     pub(crate) fn slots(&self) -> u8 {
-        let count = 3 + self.disks.len() + self.layers.len() + self.shares.len();
+        let count = 3 + self.disks.len() + self.shares.len();
         u8::try_from(count).expect("the limits above are those of slots")
     }
 

@@ -172,7 +172,7 @@ mod tests {
         let ended = EventFd::new(EFD_NONBLOCK).unwrap();
         let machine = Machine::new(
             devices,
-            Arc::new(IoApic::new(5, |_| ())),
+            Arc::new(IoApic::new(24, |_| ())),
             tempfile::tempfile().unwrap(),
             tempfile::tempfile().unwrap(),
             ended.try_clone().unwrap(),

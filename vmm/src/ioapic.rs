@@ -24,18 +24,18 @@ pub struct IoApic {
     /// An entry for each pin.
     table: Box<[AtomicU64]>,
     /// Lines raised while masked, delivered when they are unmasked.
-    pending: AtomicU64,
+    pending: AtomicU32,
     deliver: Box<dyn Fn(kvm_msi) + Send + Sync>,
 }
 
 impl IoApic {
-    /// With `pins` lines, 64 at most; `deliver` sends a message to the local APICs.
+    /// With `pins` lines, 32 at most; `deliver` sends a message to the local APICs.
     pub fn new(pins: u8, deliver: impl Fn(kvm_msi) + Send + Sync + 'static) -> Self {
         Self {
             select: AtomicU32::new(0),
             id: AtomicU32::new(0),
             table: (0..pins).map(|_| AtomicU64::new(MASKED)).collect(),
-            pending: AtomicU64::new(0),
+            pending: AtomicU32::new(0),
             deliver: Box::new(deliver),
         }
     }
@@ -145,7 +145,7 @@ mod tests {
     fn apic() -> (IoApic, Arc<Mutex<Vec<u32>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&sent);
-        (IoApic::new(layout::IOAPIC_PINS, move |msi| log.lock().unwrap().push(msi.data)), sent)
+        (IoApic::new(24, move |msi| log.lock().unwrap().push(msi.data)), sent)
     }
 
     fn program(apic: &IoApic, pin: u32, low: u32) {

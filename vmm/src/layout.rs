@@ -33,7 +33,7 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// Pins 0 to 4 are left alone: the kernel has its own ideas of what is on them.
 pub const IRQ_BASE: u8 = 5;
 /// The most pins of the IO-APIC; a machine has as many as its devices need, see `pins`.
-pub const IOAPIC_PINS: u8 = 40;
+pub const IOAPIC_PINS: u8 = 24;
 /// Devices that fit: one interrupt line each.
 pub const SLOTS_MAX: u8 = IOAPIC_PINS - IRQ_BASE;
 
@@ -50,6 +50,12 @@ pub const MARK_PORT: u8 = 0xf4;
 pub const BOOT_MEMORY_MAX: u64 = 512 << 20;
 /// Memory is hot-added in sections of this size (Linux `Documentation/admin-guide/mm/memory-hotplug.rst`).
 pub const MEMORY_BLOCK: u64 = 128 << 20;
+
+/// Each layer of a template begins at a multiple of this: the guest maps its pages by huge ones.
+pub const LAYER_ALIGNMENT: u64 = 2 << 20;
+
+/// The kernel needs 2 MiB of boot memory for each 128 MiB of layers, also for those that are never used. That is a quarter of it.
+pub const LAYERS_PER_BOOT_MEMORY: u64 = 16;
 
 /// Memory that is present when the kernel starts.
 #[must_use]
@@ -82,6 +88,20 @@ pub fn hot_ranges(memory_mib: u32) -> Vec<(u64, u64)> {
         })
         .filter(|&(_, length)| length > 0)
         .collect()
+}
+
+/// The layers of a template as (start, length), behind the last memory block, and never next to it: no range that begins in
+/// RAM ends in a layer.
+#[must_use]
+pub fn layers(memory_size: u64, lengths: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+    let end = ram(memory_size).iter().map(|(start, length)| start + length).fold(GAP.end, u64::max);
+    let mut next = (end + 1).next_multiple_of(MEMORY_BLOCK);
+    let place = |length: u64| {
+        let start = next;
+        next += length.next_multiple_of(LAYER_ALIGNMENT);
+        (start, length)
+    };
+    lengths.into_iter().map(place).collect()
 }
 
 /// First register of the device in `slot`, and its interrupt line.
@@ -128,6 +148,17 @@ mod tests {
         assert_eq!(hot, (8 << 30) - BOOT_MEMORY_MAX);
         for (start, length) in hot_ranges(8 << 10) {
             assert_eq!((start % MEMORY_BLOCK, length % MEMORY_BLOCK), (0, 0));
+        }
+    }
+
+    #[test]
+    fn layers_are_behind_all_memory_and_touch_none() {
+        for size in [512 << 20, GAP.start, 8 << 30, (8 << 30) + (1 << 20)] {
+            let end = ram(size).iter().map(|(start, length)| start + length).max().unwrap();
+            let layers = layers(size, [1, LAYER_ALIGNMENT, 5000]);
+            assert!(layers[0].0 > end && layers[0].0 >= GAP.end && layers[0].0.is_multiple_of(MEMORY_BLOCK));
+            assert_eq!(layers[1], (layers[0].0 + LAYER_ALIGNMENT, LAYER_ALIGNMENT));
+            assert_eq!(layers[2], (layers[1].0 + LAYER_ALIGNMENT, 5000));
         }
     }
 

@@ -1,4 +1,5 @@
-//! Guest memory: one anonymous mapping per range of RAM, with kernel and initramfs laid over it.
+//! Guest memory: one anonymous mapping per range of RAM, with kernel and initramfs laid over it; and one that can only be read,
+//! for a template's layers, so that all machines share what the host's kernel has of them.
 //! It owns how memory is mapped and registered with KVM. It does not know what the guest keeps where.
 #![expect(unsafe_code, reason = "maps guest memory, files over it, and gives host addresses to KVM")]
 
@@ -7,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -32,21 +33,27 @@ pub enum Error {
 
 /// The size of a huge page, which an address has to be a multiple of for the guest and for the host.
 const HUGE_PAGE: usize = 2 << 20;
+const RAM: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Maps `size` bytes of guest memory, until the process ends. Pages are taken from the host when they are first touched,
-/// huge ones where it has them: each page is a VM exit.
-pub fn map(size: u64) -> Result<Memory, Error> {
-    let regions = layout::ram(size).into_iter().map(|(start, length)| {
-        let length = usize::try_from(length).expect("64-bit host");
-        region(GuestAddress(start), length).map_err(|source| Error::Map { mib: size >> 20, source })
+/// Maps `size` bytes of guest memory and what `layers` (start, length) lie in, until the process ends. Pages are taken from
+/// the host when they are first touched, huge ones where it has them: each page is a VM exit.
+pub fn map(size: u64, layers: &[(u64, u64)]) -> Result<Memory, Error> {
+    let ram = layout::ram(size).into_iter().map(|(start, length)| (start, length, RAM));
+    let images = layers.first().zip(layers.last()).map(|(&(start, _), &(last, length))| {
+        (start, (last - start + length).next_multiple_of(layout::LAYER_ALIGNMENT), libc::PROT_READ)
+    });
+    let regions = ram.chain(images).map(|(start, length, protection)| {
+        let mapped = usize::try_from(length)
+            .map_err(io::Error::other)
+            .and_then(|length| region(GuestAddress(start), length, protection));
+        mapped.map_err(|source| Error::Map { mib: length >> 20, source })
     });
     let memory = GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?);
     Ok(Arc::new(memory.expect("the layout's ranges are in order and do not overlap")))
 }
 
-fn region(start: GuestAddress, length: usize) -> io::Result<GuestRegionMmap<()>> {
+fn region(start: GuestAddress, length: usize, protection: i32) -> io::Result<GuestRegionMmap<()>> {
     const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping, which nothing else refers to.
     let space =
         unsafe { libc::mmap(std::ptr::null_mut(), length + HUGE_PAGE, libc::PROT_NONE, FLAGS, -1, 0) };
@@ -55,14 +62,14 @@ fn region(start: GuestAddress, length: usize) -> io::Result<GuestRegionMmap<()>>
     }
     let aligned = space.wrapping_byte_add(space.addr().next_multiple_of(HUGE_PAGE) - space.addr());
     // SAFETY: `aligned` is at most HUGE_PAGE - 1 bytes into the mapping just made, so `length` bytes of it follow.
-    let mapped = unsafe { libc::mmap(aligned, length, PROTECTION, FLAGS | libc::MAP_FIXED, -1, 0) };
+    let mapped = unsafe { libc::mmap(aligned, length, protection, FLAGS | libc::MAP_FIXED, -1, 0) };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: it changes how pages are chosen, not what is in them. A host without huge pages refuses, and does without.
     unsafe { libc::madvise(mapped, length, libc::MADV_HUGEPAGE) };
-    let builder = MmapRegionBuilder::new(length).with_mmap_prot(PROTECTION).with_mmap_flags(FLAGS);
-    // SAFETY: `length` bytes are mapped there for reading and writing, and nothing ever unmaps them.
+    let builder = MmapRegionBuilder::new(length).with_mmap_prot(protection).with_mmap_flags(FLAGS);
+    // SAFETY: `length` bytes are mapped there with that protection, and nothing ever unmaps them.
     let mapping =
         unsafe { builder.with_raw_mmap_pointer(mapped.cast()) }.build().map_err(io::Error::other)?;
     Ok(GuestRegionMmap::new(mapping, start).expect("the layout ends below 2^64"))
@@ -75,7 +82,7 @@ pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
         let guest_phys_addr = region.start_addr().0;
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if region.prot() == RAM { 0 } else { KVM_MEM_READONLY },
             guest_phys_addr,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
@@ -93,6 +100,7 @@ pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
 pub fn map_file(memory: &Memory, address: u64, file: &File, offset: u64, length: u64) -> Result<(), Error> {
     let outside = || Error::Outside { address, length };
     let size = usize::try_from(length).map_err(|_| outside())?;
+    let protection = memory.find_region(GuestAddress(address)).ok_or_else(outside)?.prot();
     let slice = memory.get_slice(GuestAddress(address), size).map_err(|_| outside())?;
     let file_offset = libc::off_t::try_from(offset).map_err(|_| outside())?;
     // SAFETY: the target was just checked to be guest memory, which is replaced by a mapping of the same size
@@ -101,7 +109,7 @@ pub fn map_file(memory: &Memory, address: u64, file: &File, offset: u64, length:
         libc::mmap(
             slice.ptr_guard_mut().as_ptr().cast(),
             size,
-            libc::PROT_READ | libc::PROT_WRITE,
+            protection,
             libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
             file.as_raw_fd(),
             file_offset,
@@ -111,4 +119,9 @@ pub fn map_file(memory: &Memory, address: u64, file: &File, offset: u64, length:
         return Err(Error::MapFile { address, source: io::Error::last_os_error() });
     }
     Ok(())
+}
+
+/// Whether devices may write at `address`. Layers are memory that they may only read.
+pub fn is_writable(memory: &Memory, address: GuestAddress) -> bool {
+    memory.find_region(address).is_some_and(|region| region.prot() == RAM)
 }

@@ -27,7 +27,7 @@ pub fn probe() -> Result<Probe, Error> {
     let kvm_error = |operation| move |source| Error::Kvm { operation, source };
     let kvm = Kvm::new().map_err(Error::OpenKvm)?;
     let vm = kvm.create_vm().map_err(kvm_error("create a virtual machine"))?;
-    let memory = memory::map(SIZE)?;
+    let memory = memory::map(SIZE, &[])?;
     memory::register(&vm, &memory)?;
     let mut vcpu = create_vcpus(&kvm, &vm, 1)?.remove(0);
     let kernel = layout::HIGH_MEMORY;

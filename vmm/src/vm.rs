@@ -44,6 +44,10 @@ pub enum Error {
     Disk { index: usize, source: blk::Error },
     #[error("share {tag:?}")]
     Share { tag: String, source: io::Error },
+    #[error(
+        "the template has {mib} MiB; with {memory_mib} MiB of memory a sandbox can use at most {max_mib} MiB"
+    )]
+    Layers { mib: u64, memory_mib: u64, max_mib: u64 },
     #[error("vsock")]
     Vsock(#[source] vsock::Error),
     #[error("{operation}")]
@@ -81,13 +85,16 @@ impl Vm {
         let kvm = Kvm::new().map_err(Error::OpenKvm)?;
         let vm = Arc::new(kvm.create_vm().map_err(kvm_error("create a virtual machine"))?);
         let memory_size = u64::from(config.memory_mib) << 20;
-        let memory = memory::map(memory_size)?;
+        let layers = place_layers(memory_size, &config.layers)?;
+        let memory = memory::map(memory_size, &layers)?;
+        for (file, &(start, length)) in config.layers.iter().zip(&layers) {
+            memory::map_file(&memory, start, file, 0, length)?;
+        }
         memory::register(&vm, &memory)?;
         split_irqchip(&vm)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         let ioapic = Arc::new(io_apic(&vm, layout::pins(slots)));
-        let disks = config.disks.into_iter().chain(config.layers.into_iter().map(layer)).collect();
-        let devices = build_devices(config.vsock, disks, config.shares, &memory, &ioapic)?;
+        let devices = build_devices(config.vsock, config.disks, config.shares, &memory, &ioapic)?;
         let payload = Payload {
             kernel: &config.kernel,
             initramfs: &config.initramfs,
@@ -95,6 +102,7 @@ impl Vm {
             verbose_console: config.verbose_console,
             cpus: config.cpus,
             slots,
+            layers: &layers,
             memory_size,
         };
         let entry = boot::load(&memory, &payload)?;
@@ -166,8 +174,15 @@ fn io_apic(vm: &Arc<VmFd>, pins: u8) -> IoApic {
     })
 }
 
-fn layer(file: File) -> config::Disk {
-    config::Disk { file, read_only: true, keep_free: 0 }
+fn place_layers(memory_size: u64, files: &[File]) -> Result<Vec<(u64, u64)>, Error> {
+    let lengths = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<_>>>();
+    let lengths = lengths.map_err(os_error("read the size of a layer"))?;
+    let (length, max) =
+        (lengths.iter().sum::<u64>(), layout::boot_memory(memory_size) * layout::LAYERS_PER_BOOT_MEMORY);
+    if length > max {
+        return Err(Error::Layers { mib: length >> 20, memory_mib: memory_size >> 20, max_mib: max >> 20 });
+    }
+    Ok(layout::layers(memory_size, lengths))
 }
 
 /// Builds the devices in the order of their slots. The guest names disks by that order.

@@ -69,6 +69,40 @@ fn other_bytes_to_the_mark_port_change_nothing() -> Test {
     Ok(())
 }
 
+/// Root of the guest writes to the template's memory as if it were memory.
+#[test]
+fn what_is_written_to_a_template_is_lost() -> Test {
+    const WRITE: &str = "
+import mmap
+options = open('/proc/cmdline').read().split()
+start = next(it for it in options if it.startswith('layers='))[7:].split(',')[0]
+memory = mmap.mmap(open('/dev/mem', 'r+b', 0).fileno(), 4096, offset=int(start, 16))
+for at in range(1024, 1032):
+    memory[at] = 0x55
+print(memory[1024:1028].hex())";
+    let vm = Vm::boot()?;
+    let magic = vm.command(["sudo", "python3", "-c", WRITE]).ok()?;
+    assert_eq!(magic, "e2e1f5e0\n", "the superblock's magic number");
+    let other = Vm::boot()?;
+    assert_eq!(other.exec("echo well")?, "well\n");
+    Ok(())
+}
+
+/// A disk is written to straight from a page of the template, which is memory of the host's.
+#[test]
+fn a_piece_of_the_template_is_written_past_the_page_cache() -> Test {
+    const WRITE: &str = "
+import mmap, os
+program = os.path.realpath('/usr/bin/python3')
+pages = mmap.mmap(os.open(program, os.O_RDONLY), 1 << 20, prot=mmap.PROT_READ)
+copy = os.open('/var/tmp/copy', os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+assert os.pwritev(copy, [pages], 0) == 1 << 20
+print(open('/var/tmp/copy', 'rb').read() == open(program, 'rb').read(1 << 20))";
+    let vm = Vm::boot()?;
+    assert_eq!(vm.command(["sudo", "python3", "-c", WRITE]).ok()?, "True\n");
+    Ok(())
+}
+
 #[test]
 fn a_fork_bomb_stays_inside_and_can_be_removed() -> Test {
     let vm = Vm::boot()?;

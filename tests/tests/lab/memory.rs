@@ -15,6 +15,8 @@ struct Mapping {
     start: u64,
     end: u64,
     resident_kib: u64,
+    /// Is a layer of the template, which is in the host's page cache: unreserved, and only to be read.
+    layer: bool,
     /// What is mapped, for the message of a failure.
     #[expect(dead_code, reason = "printed by Debug")]
     name: String,
@@ -29,16 +31,26 @@ fn mappings(pid: i32) -> Result<Vec<Mapping>> {
         if let Some((start, end)) = first.split_once('-') {
             let address = |text| u64::from_str_radix(text, 16).context("an address");
             let name = words.nth(4).unwrap_or_default().to_owned();
-            mappings.push(Mapping { start: address(start)?, end: address(end)?, resident_kib: 0, name });
+            mappings.push(Mapping {
+                start: address(start)?,
+                end: address(end)?,
+                resident_kib: 0,
+                layer: false,
+                name,
+            });
         } else if first == "Rss:" {
             mappings.last_mut().context("a mapping")?.resident_kib =
                 words.next().context("a number")?.parse()?;
+        } else if first == "VmFlags:" {
+            let flags: Vec<_> = words.collect();
+            mappings.last_mut().context("a mapping")?.layer =
+                flags.contains(&"nr") && flags.contains(&"rd") && !flags.contains(&"wr");
         }
     }
     Ok(mappings)
 }
 
-/// The mappings that are not the guest's memory, which is the one run of neighbours with exactly its size.
+/// The mappings that are neither the template nor the guest's memory, which is the one run of neighbours with exactly its size.
 fn beyond_guest(all: &[Mapping]) -> Result<Vec<&Mapping>> {
     let size = GUEST_MIB << 20;
     let run = |first: usize| {
@@ -53,7 +65,7 @@ fn beyond_guest(all: &[Mapping]) -> Result<Vec<&Mapping>> {
     Ok(all
         .iter()
         .enumerate()
-        .filter(|(index, _)| !guest.contains(index))
+        .filter(|(index, mapping)| !guest.contains(index) && !mapping.layer)
         .map(|(_, mapping)| mapping)
         .collect())
 }
@@ -100,6 +112,23 @@ fn an_idle_sandbox_gives_its_page_cache_back() -> Test {
     vm.home.wait_for("the cache is the host's", || status(&vm, "VmRSS").is_ok_and(|now| now + 120 < busy))?;
     eprintln!("{busy} MiB after reading, {} when idle", status(&vm, "VmRSS")?);
     assert_eq!(vm.exec("tail -c 3 ~/large")?, "xxx");
+    Ok(())
+}
+
+/// Programs in the sandbox use the host's pages of the template: no copy in guest memory, and nothing private in the VMM's.
+#[test]
+fn what_is_read_of_a_template_takes_no_memory_of_the_guest() -> Test {
+    let vm = Vm::boot()?;
+    let kib = |script: &str| -> Result<u64> { Ok(vm.exec(script)?.trim().parse::<u64>()?) };
+    let cached = || kib("awk '/^Cached/ {print $2}' /proc/meminfo");
+    let before = cached()?;
+    let read = kib("cat /usr/bin/* | wc -c")? >> 10;
+    let grown = cached()?.saturating_sub(before);
+    assert!(read > 30 << 10, "{read} KiB are too few to tell");
+    assert!(grown < read / 8, "{grown} KiB of {read} KiB read are copies");
+    let all = mappings(vm.home.vmm()?.pid.as_raw_nonzero().get())?;
+    let layers: u64 = all.iter().filter(|it| it.layer).map(|it| it.resident_kib).sum();
+    assert!(layers > read / 2, "{layers} KiB of the template are mapped");
     Ok(())
 }
 

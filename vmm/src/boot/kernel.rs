@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn load_into(file: &File) -> (Memory, Result<Loaded, Error>) {
-        let memory = memory::map(32 << 20).unwrap();
+        let memory = memory::map(32 << 20, &[]).unwrap();
         let loaded = load(&memory, file);
         (memory, loaded)
     }

@@ -48,6 +48,8 @@ pub struct Payload<'a> {
     pub cpus: u8,
     /// Number of virtio slots in use.
     pub slots: u8,
+    /// Start and length of each.
+    pub layers: &'a [(u64, u64)],
     pub memory_size: u64,
 }
 
@@ -56,7 +58,7 @@ pub fn load(memory: &Memory, payload: &Payload<'_>) -> Result<GuestAddress, Erro
     cpu::write_entry(memory)?;
     let kernel = kernel::load(memory, payload.kernel)?;
     let initrd = load_initramfs(memory, payload, kernel.end)?;
-    let cmdline = cmdline::build(payload.verbose_console, payload.slots);
+    let cmdline = cmdline::build(payload.verbose_console, payload.slots, payload.layers);
     if cmdline.len() >= layout::CMDLINE_MAX {
         return Err(Error::CmdlineTooLong(cmdline.len()));
     }

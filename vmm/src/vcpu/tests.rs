@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::io::Seek;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -34,19 +35,24 @@ struct Ran {
 fn run(code: &[u8]) -> Ran {
     let kvm = Kvm::new().expect("these tests need /dev/kvm");
     let vm = kvm.create_vm().unwrap();
-    let memory = memory::map(4 << 20).unwrap();
+    let layer = tempfile::tempfile().unwrap();
+    layer.write_all_at(b"layer", 0).unwrap();
+    let layers = layout::layers(4 << 20, [5]);
+    let memory = memory::map(4 << 20, &layers).unwrap();
+    memory::map_file(&memory, layers[0].0, &layer, 0, 5).unwrap();
     memory::register(&vm, &memory).unwrap();
     crate::vm::split_irqchip(&vm).unwrap();
     let vcpu = crate::vm::create_vcpus(&kvm, &vm, 1).unwrap().remove(0);
     cpu::write_entry(&memory).unwrap();
     cpu::set_registers(&vcpu, layout::HIGH_MEMORY).unwrap();
     map_device_memory(&memory);
+    map_layer(&memory, layers[0].0);
     // The entry stub is not what is tested, and an interpreting KVM cannot run it.
     memory.write_slice(code, layout::BOOT_STUB).unwrap();
     let (mut console, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let machine = Machine::new(
         devices(&memory),
-        Arc::new(IoApic::new(layout::IOAPIC_PINS, |_| ())),
+        Arc::new(IoApic::new(24, |_| ())),
         console.try_clone().unwrap(),
         marks.try_clone().unwrap(),
         EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -79,6 +85,15 @@ fn map_device_memory(memory: &Memory) {
         let entry = (0xc000_0000 + (n << 21)) | (1 << 7) | 3;
         memory.write_obj(entry, GuestAddress(PD + n * 8)).unwrap();
     }
+}
+
+/// In place of the second GiB, which has nothing.
+const LAYER_SEEN_AT: u64 = 1 << 30;
+
+fn map_layer(memory: &Memory, layer: u64) {
+    const PD: u64 = 0xd000;
+    memory.write_obj(PD | 3, GuestAddress(layout::BOOT_PDPT.0 + (LAYER_SEEN_AT >> 30) * 8)).unwrap();
+    memory.write_obj(layer | (1 << 7) | 3, GuestAddress(PD)).unwrap();
 }
 
 const POWER_OFF: [u8; 4] = [0xb0, 0x50, 0xe6, layout::MARK_PORT]; // mov al, 0x50; out MARK_PORT, al
@@ -139,4 +154,20 @@ fn device_registers_answer_and_the_rest_reads_as_ones() {
     let word = |n: u64| ran.memory.read_obj::<u32>(GuestAddress(0x3000 + n * 4)).unwrap();
     assert_eq!(word(0), u32::from_le_bytes(*b"virt"));
     assert_eq!((word(1), word(2)), (u32::MAX, u32::MAX));
+}
+
+#[test]
+fn a_layer_is_its_file_and_what_the_guest_writes_there_is_lost() {
+    let mut code = vec![0x48, 0xb8]; // movabs rax, LAYER_SEEN_AT
+    code.extend(LAYER_SEEN_AT.to_le_bytes());
+    code.extend([0xc7, 0x00, 1, 2, 3, 4]); // mov dword [rax], 0x04030201
+    code.extend([0x8b, 0x18]); // mov ebx, [rax]
+    code.extend([0x89, 0x1c, 0x25, 0x00, 0x30, 0, 0]); // mov [0x3000], ebx
+    code.extend([0x8b, 0x98, 0x00, 0x10, 0, 0]); // mov ebx, [rax + 0x1000]
+    code.extend([0x89, 0x1c, 0x25, 0x04, 0x30, 0, 0]); // mov [0x3004], ebx
+    code.extend(POWER_OFF);
+    let ran = run(&code);
+    assert_eq!(ran.exit, Exit::PoweredOff);
+    let words: [u8; 8] = ran.memory.read_obj(GuestAddress(0x3000)).unwrap();
+    assert_eq!(words, *b"laye\0\0\0\0", "and behind the file there is nothing");
 }

@@ -13,12 +13,13 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Address, ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::{BrokenQueue, Memory};
+use crate::memory;
 
 /// A chain with more buffers is refused: no driver of ours sends it (virtio-fs sends the most, a page each of a
 /// 1 MiB transfer and its headers), and each costs the host an entry in a list.
 pub const SEGMENTS_MAX: usize = 320;
 
-/// Having a `Chain` tells you: every buffer lies within guest memory, the readable ones come before the writable
+/// Having a `Chain` tells you: every buffer lies within guest memory, the writable ones within RAM; the readable ones come before the writable
 /// ones, there are at most `SEGMENTS_MAX`, and their lengths add up to less than 4 GiB. Their content may change
 /// at any time, so read each field once.
 #[derive(Debug)]
@@ -49,6 +50,9 @@ impl<'m> Chain<'m> {
             let slice = memory
                 .get_slice(descriptor.addr(), descriptor.len() as usize)
                 .map_err(|_| BrokenQueue("buffer is not in memory"))?;
+            if descriptor.is_write_only() && !memory::is_writable(memory, descriptor.addr()) {
+                return Err(BrokenQueue("writable buffer in memory that is not"));
+            }
             if descriptor.is_write_only() && descriptor.len() > 0 {
                 last = descriptor.addr().checked_add(u64::from(descriptor.len()) - 1);
             }

@@ -3,8 +3,10 @@
 //! Source: virtio 1.2, 4.2.2 "MMIO Device Register Layout" and 3.1 "Device Initialization".
 
 use virtio_queue::{Queue as Ring, QueueT};
+use vm_memory::GuestAddress;
 
 use super::{BrokenQueue, Device, Interrupt, Memory, Profile, Queue};
+use crate::memory;
 
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"CRCL");
 const VERSION_1: u64 = 1 << 32;
@@ -168,7 +170,8 @@ impl Registers {
         let event_idx = self.driver_features & EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.rings.len());
         for (ring, size) in self.rings.iter_mut().zip(self.profile.queue_sizes) {
-            if ring.ready() && !ring.is_valid(&*self.memory) {
+            let used = GuestAddress(ring.used_ring());
+            if ring.ready() && !(ring.is_valid(&*self.memory) && memory::is_writable(&self.memory, used)) {
                 return Err(BrokenQueue("ring is not in memory"));
             }
             let empty = Ring::new(*size).expect("as in `new`");

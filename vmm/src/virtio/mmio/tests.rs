@@ -9,6 +9,7 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::layout;
 
 const QUEUE_SIZE: u16 = 16;
 const DRIVER_STEPS: [u32; 4] = [
@@ -62,9 +63,14 @@ struct Driver {
     resets: Arc<Mutex<u32>>,
 }
 
+/// As in a machine of 1 MiB with a layer.
+fn layer_start() -> u64 {
+    layout::layers(1 << 20, [1])[0].0
+}
+
 impl Driver {
     fn new() -> Self {
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+        let memory = crate::memory::map(1 << 20, &layout::layers(1 << 20, [1])).unwrap();
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&interrupts);
         let interrupt = Interrupt::new(move || {
@@ -145,6 +151,25 @@ fn a_driver_that_behaves_gets_its_bytes_back() {
     assert_eq!(driver.read(0x60), 0);
 }
 
+/// A program writes a piece of itself to a disk, past the page cache.
+#[test]
+fn a_device_reads_from_a_layer() {
+    let mut driver = Driver::new();
+    let memory = Arc::clone(&driver.memory);
+    let queue = MockSplitQueue::new(&*memory, QUEUE_SIZE);
+    driver.start(&queue);
+    let chain = [descriptor(layer_start(), 4, NEXT, 1), descriptor(0x9000, 4, WRITE, 0)];
+    memory.write_slice(b"full", GuestAddress(0x9000)).unwrap();
+    for (n, raw) in chain.iter().enumerate() {
+        queue.desc_table().store(u16::try_from(n).unwrap(), *raw).unwrap();
+    }
+    memory.write_obj(0_u16, queue.avail_addr().unchecked_add(4)).unwrap();
+    memory.write_obj(1_u16, queue.avail_addr().unchecked_add(2)).unwrap();
+    driver.write(0x50, 0);
+    assert_eq!(memory.read_obj::<u32>(GuestAddress(0x9000)).unwrap(), 0, "there is no file under it");
+    assert_eq!(driver.status(), DRIVER_STEPS[3]);
+}
+
 #[test]
 fn config_space_reads_in_any_width_and_ends() {
     let driver = Driver::new();
@@ -212,9 +237,12 @@ fn nothing_changes_a_queue_that_the_device_owns() {
 
 #[test]
 fn rings_outside_of_memory_stop_the_device() {
-    for (desc, avail, used) in
-        [(0xffff_f000, 0x2000, 0x3000), (0x1000, u64::MAX - 1, 0x3000), (0x1000, 0x2000, 1 << 20)]
-    {
+    for (desc, avail, used) in [
+        (0xffff_f000, 0x2000, 0x3000),
+        (0x1000, u64::MAX - 1, 0x3000),
+        (0x1000, 0x2000, 1 << 20),
+        (0x1000, 0x2000, layer_start()),
+    ] {
         let mut driver = Driver::new();
         driver.negotiate();
         driver.set_up_queue(desc, avail, used);
@@ -227,12 +255,15 @@ fn rings_outside_of_memory_stop_the_device() {
 /// Chains no driver may build. Each stops the device, and a reset brings it back.
 #[test]
 fn broken_chains_stop_the_device_until_it_is_reset() {
+    let layer = layer_start();
     let broken: &[(&str, &[RawDescriptor])] = &[
         ("points at itself", &[descriptor(0x8000, 1, NEXT, 0)]),
         ("next beyond the table", &[descriptor(0x8000, 1, NEXT, QUEUE_SIZE)]),
         ("outside of memory", &[descriptor(1 << 40, 1, 0, 0)]),
         ("across the end of memory", &[descriptor((1 << 20) - 1, 2, 0, 0)]),
         ("address wraps", &[descriptor(u64::MAX, 2, 0, 0)]),
+        ("a layer to write to", &[descriptor(layer, 1, WRITE, 0)]),
+        ("a layer's end", &[descriptor(layer + layout::LAYER_ALIGNMENT - 1, 2, 0, 0)]),
         ("writable first", &[descriptor(0x8000, 1, WRITE | NEXT, 1), descriptor(0x9000, 1, 0, 0)]),
         ("indirect not a multiple of 16", &[descriptor(0x8000, 17, INDIRECT, 0)]),
         ("indirect outside of memory", &[descriptor(1 << 40, 16, INDIRECT, 0)]),
