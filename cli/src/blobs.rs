@@ -16,8 +16,9 @@ use crate::digest::{Digest, Hasher};
 use crate::places;
 use crate::text::plain;
 
-/// What a cut download leaves is of use for so long.
-const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A file that nobody has asked for in so long is removed, and so is what a cut download has left. What was made of it has a
+/// life of its own.
+const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What is left free of the host's disk.
 const FREE_MIN: u64 = 1 << 30;
 const PIECE: usize = 128 << 10;
@@ -38,7 +39,7 @@ pub enum Claim {
 }
 
 impl Blobs {
-    /// The cache, made where there is none, and rid of what was begun long ago.
+    /// The cache, made where there is none, and rid of what was last used long ago.
     pub fn open() -> Result<Self> {
         Self::at(&places::cache()?)
     }
@@ -51,7 +52,7 @@ impl Blobs {
             made.with_context(|| {
                 format!("create {}; set XDG_CACHE_HOME to a folder that you may write to", plain(&folder))
             })?;
-            collect_garbage(&folder);
+            remove_old(&folder);
         }
         Ok(blobs)
     }
@@ -59,7 +60,11 @@ impl Blobs {
     /// The file of that content, if it is there.
     pub fn get(&self, digest: &Digest) -> Option<PathBuf> {
         let path = self.path(digest);
-        path.is_file().then_some(path)
+        if !path.is_file() {
+            return None;
+        }
+        mark_used(&path);
+        Some(path)
     }
 
     /// What is to be stored of files with these digests and sizes.
@@ -107,6 +112,7 @@ impl Blobs {
                 if is_same {
                     let _ = fs::remove_file(&path);
                 }
+                mark_used(&target);
                 return Ok(Claim::Here(target));
             }
             if is_same {
@@ -225,14 +231,18 @@ fn lock(file: &File) -> rustix::io::Result<()> {
     }
 }
 
-/// Removes what was begun and left. That it is old is enough: whoever fills a file writes to it.
-fn collect_garbage(folder: &Path) {
+/// A cache that cannot note it forgets the file earlier, which costs another download.
+fn mark_used(path: &Path) {
+    let _ = OpenOptions::new().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// That a file is old is enough: whoever fills one writes to it, and whoever takes a finished one marks it.
+fn remove_old(folder: &Path) {
     let now = SystemTime::now();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let modified = entry.metadata().and_then(|stat| stat.modified());
         let age = modified.ok().and_then(|time| now.duration_since(time).ok());
-        let begun = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if begun && age.is_some_and(|age| age > PARTIAL_AGE_MAX) {
+        if age.is_some_and(|age| age > AGE_MAX) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -311,17 +321,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_long_ago_is_removed() {
+    fn what_was_last_used_long_ago_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::at(folder.path()).unwrap();
-        for (name, age) in [(".a.partial", 30), (".b.partial", 1), ("c", 30)] {
-            let file = File::create(blobs.root.join("blobs/sha256").join(name)).unwrap();
-            let then = SystemTime::now() - Duration::from_secs(age * 24 * 3600);
-            file.set_modified(then).unwrap();
-        }
+        let make = |name: &str, days: u64| {
+            let path = blobs.root.join("blobs/sha256").join(name);
+            let file = File::create(&path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(days * 24 * 3600)).unwrap();
+            path
+        };
+        let used = Digest::of(b"");
+        let gone = [make(".a.partial", 30), make("c", 30)];
+        let kept = [make(".b.partial", 1), make("d", 1), make(used.hex(), 30)];
+        assert_eq!(blobs.get(&used), Some(kept[2].clone()));
         let blobs = Blobs::at(folder.path()).unwrap();
-        assert_eq!(files(&blobs), 2);
-        assert!(!blobs.root.join("blobs/sha256/.a.partial").exists());
+        assert!(!gone.iter().any(|path| path.exists()));
+        assert!(kept.iter().all(|path| path.exists()));
         assert!(blobs.check_room(u64::MAX).is_err());
     }
 }
