@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use crate::attach::Console;
+use crate::text::plain;
 
 /// Prints to the standard output. A reader that wants no more (`coracle ls | head -1`) is no error.
 pub fn print(text: &str) -> Result<()> {
@@ -22,10 +23,12 @@ pub fn note(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// An error in one line, or with its causes below each other. The guest's console only goes with all causes.
+/// An error in one line, or with its causes below each other. The guest's console only goes with all causes. Causes come from
+/// libraries as well, which repeat what they have read: no terminal may obey that.
 pub fn explain(error: &anyhow::Error, verbose: bool) -> String {
-    let causes: Vec<_> =
-        error.chain().filter(|cause| verbose || !cause.is::<Console>()).map(|it| it.to_string()).collect();
+    let harmless = |text: String| text.split('\n').map(plain).collect::<Vec<_>>().join("\n");
+    let shown = error.chain().filter(|cause| verbose || !cause.is::<Console>());
+    let causes: Vec<_> = shown.map(|cause| harmless(cause.to_string())).collect();
     match verbose {
         false => causes.join(": "),
         true => causes.join("\n  caused by: "),
@@ -104,6 +107,12 @@ mod tests {
             [ago(10, 5), ago(0, 60), ago(0, 7200), ago(0, 86400 * 3)].join(", "),
             "0 seconds ago, 1 minute ago, 2 hours ago, 3 days ago"
         );
+    }
+
+    #[test]
+    fn no_cause_reaches_a_terminal_as_a_command() {
+        let error = anyhow::anyhow!("not a number: \x1b[31mX\nin \"a\"").context("load x");
+        assert_eq!(explain(&error, false), "load x: not a number: \\u{1b}[31mX\nin \"a\"");
     }
 
     #[test]
