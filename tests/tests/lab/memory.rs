@@ -3,7 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use tests::{Test, Vm};
+use tests::host::Process;
+use tests::{Home, Test, Vm};
 
 /// What the VMM may take beyond the guest's memory.
 const VMM_MAX_KIB: u64 = 5 << 10;
@@ -15,6 +16,8 @@ struct Mapping {
     start: u64,
     end: u64,
     resident_kib: u64,
+    /// Of the resident, each page divided by how many have it mapped.
+    proportional_kib: u64,
     /// Is a layer of the template, which is in the host's page cache: unreserved, and only to be read.
     layer: bool,
     /// What is mapped, for the message of a failure.
@@ -35,11 +38,15 @@ fn mappings(pid: i32) -> Result<Vec<Mapping>> {
                 start: address(start)?,
                 end: address(end)?,
                 resident_kib: 0,
+                proportional_kib: 0,
                 layer: false,
                 name,
             });
         } else if first == "Rss:" {
             mappings.last_mut().context("a mapping")?.resident_kib =
+                words.next().context("a number")?.parse()?;
+        } else if first == "Pss:" {
+            mappings.last_mut().context("a mapping")?.proportional_kib =
                 words.next().context("a number")?.parse()?;
         } else if first == "VmFlags:" {
             let flags: Vec<_> = words.collect();
@@ -129,6 +136,54 @@ fn what_is_read_of_a_template_takes_no_memory_of_the_guest() -> Test {
     let all = mappings(vm.home.vmm()?.pid.as_raw_nonzero().get())?;
     let layers: u64 = all.iter().filter(|it| it.layer).map(|it| it.resident_kib).sum();
     assert!(layers > read / 2, "{layers} KiB of the template are mapped");
+    Ok(())
+}
+
+/// Each has the same pages of the host's cache mapped, so a template is in memory once, however many use it.
+#[test]
+fn twenty_sandboxes_have_one_template_in_memory() -> Test {
+    const COUNT: u64 = 20;
+    const PRIVATE_MAX_KIB: u64 = 128 << 10;
+    let home = Home::new()?;
+    for number in 1..=COUNT {
+        let name = format!("s{number}");
+        let run = [
+            "run",
+            "-d",
+            "--name",
+            &name,
+            "--idle-timeout",
+            "10m",
+            "--cpus",
+            "1",
+            "-m",
+            "512m",
+            "shell",
+            ".",
+        ];
+        home.coracle(run).ok()?;
+        home.coracle(["exec", &name, "sh", "-c", "cat /usr/bin/* >/dev/null"]).ok()?;
+        let vmms: Vec<_> = home.processes().into_iter().filter(Process::is_vmm).collect();
+        assert_eq!(vmms.len() as u64, number, "all run at once");
+        if ![1, 10, COUNT].contains(&number) {
+            continue;
+        }
+        let (mut once, mut together, mut private) = (0, 0, 0);
+        for vmm in vmms {
+            let (layers, others): (Vec<_>, Vec<_>) =
+                mappings(vmm.pid.as_raw_nonzero().get())?.into_iter().partition(|it| it.layer);
+            once = layers.iter().map(|it| it.resident_kib).sum::<u64>().max(once);
+            together += layers.iter().map(|it| it.proportional_kib).sum::<u64>();
+            private += others.iter().map(|it| it.proportional_kib).sum::<u64>();
+        }
+        eprintln!(
+            "{number} sandboxes: {together} KiB of the template, {} KiB each for itself",
+            private / number
+        );
+        assert!(once > 30 << 10, "{once} KiB of the template are too few to tell");
+        assert!(together < once + once / 10, "{together} KiB are resident for {once} KiB of the template");
+        assert!(private / number < PRIVATE_MAX_KIB, "{private} KiB are private to {number} sandboxes");
+    }
     Ok(())
 }
 
