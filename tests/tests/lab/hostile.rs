@@ -73,10 +73,10 @@ fn other_bytes_to_the_mark_port_change_nothing() -> Test {
 #[test]
 fn what_is_written_to_a_template_is_lost() -> Test {
     const WRITE: &str = "
-import mmap
+import mmap, os
 options = open('/proc/cmdline').read().split()
 start = next(it for it in options if it.startswith('layers='))[7:].split(',')[0]
-memory = mmap.mmap(open('/dev/mem', 'r+b', 0).fileno(), 4096, offset=int(start, 16))
+memory = mmap.mmap(os.open('/dev/mem', os.O_RDWR), 4096, offset=int(start, 16))
 for at in range(1024, 1032):
     memory[at] = 0x55
 print(memory[1024:1028].hex())";
