@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::json;
 use tests::registry::{Archive, Image, Registry, file, layer};
 use tests::{Call, Home, Running, Test};
@@ -221,6 +222,44 @@ fn a_layer_that_is_cut_off_leaves_nothing() -> Test {
     assert_eq!(layers(&home)?, 0);
     assert!(!home.coracle(["template", "ls", "-q"]).ok()?.contains("cut"));
     home.wait_for("the builder's end", || home.left().is_empty())
+}
+
+#[test]
+fn a_layer_may_be_compressed_by_zstd() -> Test {
+    let (home, registry) = (Home::new()?, Registry::start()?);
+    let top = layer(|archive| file(archive, "srv/packed", 0o644, &[b'x'; 1 << 20]))?;
+    fs::write(home.workspace().join("top.tar"), top)?;
+    let run = ["run", "--rm", "--cpus", "1", "-m", "512m"];
+    home.coracle(run).args(["shell", ".", "--", "zstd", "-q", "top.tar"]).ok()?;
+    let packed = fs::read(home.workspace().join("top.tar.zst"))?;
+    assert!(packed.len() < 1 << 16, "{} bytes", packed.len());
+    let (tag, _) = registry.push("test/packed", "1", &image(vec![packed])?);
+    let shown = home.coracle(run).args(["-t", &tag, "shell"]).deadline(400).ok()?;
+    assert!(shown.starts_with("hello\n/srv\nkept new packed\n"), "{shown}");
+    Ok(())
+}
+
+/// The first is killed in the middle of a layer. Then two commands want the same image at once.
+#[test]
+fn a_load_that_is_killed_leaves_nothing_to_those_that_follow() -> Test {
+    let home = Home::new()?;
+    let killed = load(&home, "killed", &image(Vec::new())?)?.spawn()?;
+    let folder = home.path().join(".local/share/coracle/layers");
+    let begun = || fs::read_dir(&folder).is_ok_and(|mut entries| entries.any(|it| is_draft(it.ok())));
+    home.wait_for("a layer is begun", begun)?;
+    killed.signal(Signal::KILL)?;
+    assert_eq!(killed.wait()?.code, -9);
+    let load = |name| home.coracle(["template", "load", "--name", name, "../image.tar"]).deadline(400);
+    let (one, two) = (load("one").spawn()?, load("two").spawn()?);
+    assert_eq!((one.ok()?, two.ok()?), ("one\n".into(), "two\n".into()));
+    assert_eq!(layers(&home)?, 2);
+    assert_eq!(home.coracle(["template", "ls", "-q"]).ok()?, "one\nshell\ntwo\n");
+    assert!(!home.path().join("state/coracle-builder").exists());
+    home.is_clean()
+}
+
+fn is_draft(entry: Option<fs::DirEntry>) -> bool {
+    entry.is_some_and(|entry| entry.file_name().to_string_lossy().starts_with(".new-"))
 }
 
 #[test]
