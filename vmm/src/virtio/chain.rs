@@ -19,9 +19,9 @@ use crate::memory;
 /// 1 MiB transfer and its headers), and each costs the host an entry in a list.
 pub const SEGMENTS_MAX: usize = 320;
 
-/// Having a `Chain` tells you: every buffer lies within guest memory, the writable ones within RAM; the readable ones come before the writable
-/// ones, there are at most `SEGMENTS_MAX`, and their lengths add up to less than 4 GiB. Their content may change
-/// at any time, so read each field once.
+/// Having a `Chain` tells you: every buffer lies within guest memory, the writable ones within RAM; the readable ones come
+/// before the writable ones, there are at most `SEGMENTS_MAX`, and their lengths add up to less than 4 GiB. Their content may
+/// change at any time, so read each field once.
 #[derive(Debug)]
 pub struct Chain<'m> {
     head: u16,
