@@ -101,3 +101,31 @@ os.write(f, b'y'); os.fdatasync(f); os.fsync(f)";
     assert_eq!(calls, ["fsync", "fdatasync", "fsync"]);
     Ok(())
 }
+
+#[test]
+fn a_running_program_is_not_emptied_by_who_opens_it_to_truncate() -> Test {
+    let vm = Vm::boot()?;
+    let guest = |script: &str| vm.command(["python3", "-c", script]).ok();
+    let program = || fs::read(vm.home.workspace().join("program"));
+    let whole = guest(
+        "import errno, os, shutil, subprocess
+shutil.copy('/usr/bin/sleep', 'program')
+running = subprocess.Popen(['./program', '1000'])
+for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+    try:
+        os.open('program', flags | os.O_TRUNC)
+        print('opened', flags)
+    except OSError as error:
+        if error.errno != errno.ETXTBSY: raise
+print(os.path.getsize('program'), running.poll())
+running.kill()",
+    )?;
+    let size = fs::metadata(vm.home.workspace().join("program"))?.len();
+    assert!(size > 0, "the host's file is empty");
+    assert_eq!(whole, format!("{size} None\n"));
+    assert!(program()? == vm.command(["cat", "/usr/bin/sleep"]).run()?.stdout, "other bytes");
+    // Nobody runs it now.
+    guest("import os; os.open('program', os.O_RDONLY | os.O_TRUNC)")?;
+    assert_eq!(program()?, b"");
+    Ok(())
+}
