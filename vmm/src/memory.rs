@@ -123,5 +123,10 @@ pub fn map_file(memory: &Memory, address: u64, file: &File, offset: u64, length:
 
 /// Whether devices may write at `address`. Layers are memory that they may only read.
 pub fn is_writable(memory: &Memory, address: GuestAddress) -> bool {
-    memory.find_region(address).is_some_and(|region| region.prot() == RAM)
+    memory.find_region(address).is_some_and(is_ram)
+}
+
+/// As `is_writable`, of a region that was found.
+pub fn is_ram(region: &GuestRegionMmap<()>) -> bool {
+    region.prot() == RAM
 }

@@ -10,7 +10,9 @@ use std::ptr;
 
 use libc::{c_int, iovec, off_t};
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{
+    Address, ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+};
 
 use super::{BrokenQueue, Memory};
 use crate::memory;
@@ -47,10 +49,13 @@ impl<'m> Chain<'m> {
             if !descriptor.is_write_only() && !writable.is_empty() {
                 return Err(BrokenQueue("readable buffer after a writable one"));
             }
-            let slice = memory
-                .get_slice(descriptor.addr(), descriptor.len() as usize)
+            // Found once: a transfer of a MiB has 256 of them.
+            let (region, at) =
+                memory.to_region_addr(descriptor.addr()).ok_or(BrokenQueue("buffer is not in memory"))?;
+            let slice = region
+                .get_slice(at, descriptor.len() as usize)
                 .map_err(|_| BrokenQueue("buffer is not in memory"))?;
-            if descriptor.is_write_only() && !memory::is_writable(memory, descriptor.addr()) {
+            if descriptor.is_write_only() && !memory::is_ram(region) {
                 return Err(BrokenQueue("writable buffer in memory that is not"));
             }
             if descriptor.is_write_only() && descriptor.len() > 0 {

@@ -42,15 +42,16 @@ impl Passthrough {
         if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) {
             self.check_owned(node)?;
         }
-        let fd = self.fd(node)?;
-        if self.root.read_only && stat_fd(&fd)?.stx_uid == self.root.shown.ids.uid {
+        let (fd, stat) = self.find(node)?;
+        let stat = stat.map_or_else(|| stat_fd(&fd), Ok)?;
+        if self.root.read_only && stat.stx_uid == self.root.shown.ids.uid {
             // Reading is no change, and must leave none. The host allows it for its user's own files only.
             flags |= OFlags::NOATIME;
         }
         let mut handle = Handle::new(self.root.reopen(fd.as_fd(), flags)?);
         self.replaced.let_go(node);
         self.expect_file(node, OF_FILE);
-        let stat = stat_fd(&handle.fd)?;
+        let stat = if flags.contains(OFlags::TRUNC) { stat_fd(&handle.fd)? } else { stat };
         if self.root.keeps_set_id && flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
             handle.set_id = has_set_id(u32::from(stat.stx_mode));
             if flags.contains(OFlags::TRUNC) && open_flags & OPEN_KILL_SUIDGID != 0 {

@@ -82,19 +82,24 @@ impl Passthrough {
 
     /// A descriptor that refers to `node`, of any kind; its use is limited to what `O_PATH` allows.
     pub(super) fn fd(&mut self, node: Node) -> Result<Arc<OwnedFd>, Errno> {
+        self.find(node).map(|(fd, _)| fd)
+    }
+
+    /// As `fd`, with the attributes if the way there has led past them.
+    pub(super) fn find(&mut self, node: Node) -> Result<(Arc<OwnedFd>, Option<Statx>), Errno> {
         if self.root.has_rules() {
-            return self.checked_fd(node);
+            return self.checked_fd(node).map(|fd| (fd, None));
         }
         if let Some(fd) = self.open_fd(node) {
-            return Ok(fd);
+            return Ok((fd, None));
         }
         let inode = self.table.get(node)?;
         if inode.kind() == FileType::Directory {
-            return self.dir(node);
+            return self.dir(node).map(|fd| (fd, None));
         }
         let (parent, _) = inode.location().ok_or(Errno::STALE)?;
         let dir = self.dir(parent)?;
-        self.open_in(&dir, node).map(Arc::new)
+        self.look_into(&dir, node).map(|(fd, stat)| (Arc::new(fd), Some(stat)))
     }
 
     /// A descriptor of `node` that is open anyway.
@@ -110,8 +115,12 @@ impl Passthrough {
 
     /// Opens `node` where it was last seen, which is in the directory `dir`, unless something else is there now.
     pub(super) fn open_in(&mut self, dir: &OwnedFd, node: Node) -> Result<OwnedFd, Errno> {
+        self.look_into(dir, node).map(|(fd, _)| fd)
+    }
+
+    fn look_into(&mut self, dir: &OwnedFd, node: Node) -> Result<(OwnedFd, Statx), Errno> {
         let open = |root: &Root, entered, name: Name<'_>| root.open_entry(dir.as_fd(), entered, name);
-        self.look_in(node, open).map(|(fd, _)| fd)
+        self.look_in(node, open)
     }
 
     /// The attributes of `node`, by a descriptor of it or by its name.

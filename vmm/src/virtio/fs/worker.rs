@@ -213,8 +213,9 @@ fn serve(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<Infall
             if std::mem::take(&mut changed) {
                 server.settle();
             }
+            let more = serve_turns(memory, shared, server)?;
             tell(memory, shared, server)?;
-            if !serve_turns(memory, shared, server)? {
+            if !more {
                 break;
             }
         }
@@ -233,18 +234,17 @@ fn in_use(queues: &mut [Queue]) -> impl Iterator<Item = &mut Queue> {
     queues.iter_mut().take(CHANGES_QUEUE)
 }
 
-/// Gives each queue a turn; false if there was nothing to do.
+/// Gives each queue a turn; true if one of them was not served to its end.
 fn serve_turns(memory: &Memory, shared: &Shared, server: &mut Server) -> Result<bool, End> {
-    let mut served = false;
+    let mut more = false;
     for index in 0..CHANGES_QUEUE {
-        for _ in 0..TURN {
-            if !serve_one(memory, shared, index, server)? {
-                break;
-            }
-            served = true;
+        let mut left = TURN;
+        while left > 0 && serve_one(memory, shared, index, server)? {
+            left -= 1;
         }
+        more |= left == 0;
     }
-    Ok(served)
+    Ok(more)
 }
 
 /// Serves the next request of a queue; false if it has none.
