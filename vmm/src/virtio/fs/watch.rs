@@ -20,6 +20,9 @@ const WATCHES_MAX: usize = 1 << 14;
 const EVENTS_MAX: usize = 1 << 15;
 /// Room for some dozen changes.
 const BUFFER: usize = 4096;
+/// `struct inotify_event`, to a multiple of which its name is padded; and the most that an event takes.
+const EVENT: usize = 16;
+const EVENT_SIZE_MAX: usize = EVENT + 256;
 
 /// What is reported of a directory and its entries. Reading is not: it changes nothing.
 const WATCHED: WatchFlags = WatchFlags::CREATE
@@ -103,6 +106,7 @@ impl Watches {
         let mut events = Vec::new();
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut used = 0;
         while events.len() < EVENTS_MAX {
             let event = match reader.next() {
                 Ok(event) => event,
@@ -110,6 +114,8 @@ impl Watches {
                 Err(_) => break,
             };
             let (mask, cookie) = (event.events(), event.cookie());
+            used +=
+                EVENT + event.file_name().map_or(0, |name| (name.count_bytes() + 1).next_multiple_of(EVENT));
             let dir = self.dirs.get(&event.wd()).copied();
             if dir.is_some() || mask.contains(ReadFlags::QUEUE_OVERFLOW) {
                 events.push(Event { dir, mask, cookie, name: event.file_name().map(Into::into) });
@@ -118,6 +124,10 @@ impl Watches {
                 && let Some(dir) = self.dirs.remove(&event.wd())
             {
                 self.watches.remove(&dir);
+            }
+            // The kernel leaves room for another event only when it has none.
+            if reader.is_buffer_empty() && std::mem::take(&mut used) + EVENT_SIZE_MAX <= BUFFER {
+                break;
             }
         }
         events
