@@ -2,8 +2,8 @@
 //! It owns the list and what is promised for each kind. `sides` runs them.
 //!
 //! A script runs in a folder with `tree`, a git repository, and `large`, a file; and leaves both as they were.
-//! `npm ci` and `cargo build` need templates that have node and cargo. `unpack packages` does to a file system what `npm ci`
-//! does after its downloads.
+//! `cargo build` would need a template that has cargo. `unpack packages` does to a file system what `npm ci` does after its
+//! downloads, without node.
 
 /// What a workload is bound by, and so what is promised for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,7 +57,28 @@ pub const FIXTURE: &str = "cd tree
     git -c user.name=bench -c user.email=bench@localhost commit -qm tree
     git status --porcelain
     cd ..
-    tar -cf tree.tar tree/node_modules";
+    tar -cf tree.tar tree/node_modules
+    mkdir -p npm \"/var/tmp$PWD\"
+    python3 - <<'END'
+import base64, hashlib, json, os, tarfile
+registry, at = '/var/tmp' + os.getcwd() + '/', 'http://127.0.0.1:4873/'
+names = sorted(os.listdir('tree/node_modules'))
+top = {'name': 'bench', 'version': '1.0.0', 'dependencies': {name: '1.0.0' for name in names}}
+lock = {'': top}
+for name in names:
+    folder = 'tree/node_modules/' + name
+    with open(folder + '.json', 'w') as file: json.dump({'name': name, 'version': '1.0.0'}, file)
+    with tarfile.open(registry + name, 'w:gz') as tar:
+        tar.add(folder, 'package', filter=lambda it: None if it.name.endswith('package.json') else it)
+        tar.add(folder + '.json', 'package/package.json')
+    os.unlink(folder + '.json')
+    digest = hashlib.sha512(open(registry + name, 'rb').read()).digest()
+    integrity = 'sha512-' + base64.b64encode(digest).decode()
+    lock['node_modules/' + name] = {'version': '1.0.0', 'resolved': at + name, 'integrity': integrity}
+with open('npm/package.json', 'w') as file: json.dump(top, file)
+with open('npm/package-lock.json', 'w') as file:
+    json.dump({**top, 'lockfileVersion': 3, 'requires': True, 'packages': lock}, file)
+END";
 
 const STAT: &str = "python3 -c 'import os
 for _ in range(500): os.stat(\"large\")'";
@@ -75,6 +96,12 @@ const UNPACK: &str = "mkdir -p new/.bin && tar -xf tree.tar -C new
     for package in *; do mv $package .$package && mv .$package $package; ln -s ../$package/package.json ../../.bin/$package; done
     cd ../../.. && rm -f new/.bin/*";
 const FORGET_NEW: &str = "rm -rf new";
+/// From a registry on the guest's loopback, with an empty cache of npm's own on the disk.
+const NPM_CI: &str = "python3 -m http.server -b 127.0.0.1 -d \"/var/tmp$PWD\" 4873 2>/dev/null &
+    until (: </dev/tcp/127.0.0.1/4873) 2>/dev/null; do sleep 0.1; done
+    cd npm && npm ci --cache /var/tmp/npm --no-audit --no-fund --no-update-notifier --ignore-scripts
+    kill %1";
+const FORGET_NPM: &str = "rm -rf npm/node_modules /var/tmp/npm";
 
 const fn metadata(
     name: &'static str,
@@ -101,6 +128,7 @@ pub const WORKLOADS: &[Workload] = &[
     metadata("tar out", Caches::Cold, "", "tar -cf - tree/node_modules | cat"),
     metadata("tar in", Caches::Cold, "rm -rf new && mkdir new", "tar -xf tree.tar -C new"),
     metadata("unpack packages", Caches::Cold, FORGET_NEW, UNPACK),
+    metadata("npm ci", Caches::Cold, FORGET_NPM, NPM_CI),
     metadata("rm", Caches::Cold, "rm -rf new && mkdir new && tar -xf tree.tar -C new", "rm -rf new"),
     bytes("sequential read", Kind::Streaming, Caches::Cold, "dd if=large bs=1M of=/dev/null"),
     bytes(

@@ -1,9 +1,9 @@
 //! Programs of both sides at work on the same files of a workspace: neither sees old content, or half of a new one.
 //! The longer versions, on the server alone, are in vmm/src/virtio/fs/tests/coherence.rs.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ const VERSION_BYTES: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(20);
 const FILES: (u32, u32) = (200, 10_000);
 const WORDS: (u32, u32) = (50, 2_000);
+const MADE: (u32, u32) = (20, 1_000);
 const OPENINGS: (u32, u32) = (100, 10_000);
 
 /// Shorter than what the guest takes from looking a file up to opening it, and long enough for the guest to get on.
@@ -158,6 +159,71 @@ fn who_is_told_of_a_change_finds_it() -> Test {
     let wrong: Vec<_> = heard.lines().filter(|line| line.starts_with('[')).collect();
     assert_eq!((heard.matches("right ").count(), wrong), (rounds(WORDS) as usize, vec![]));
     Ok(())
+}
+
+/// Makes and replaces files by names that it has looked up before the host used them; a step for each line that it reads.
+const MAKER: &str = "
+import os, sys
+def fails(error, call, *args):
+    try:
+        call(*args)
+    except error:
+        return
+    raise AssertionError((call, args))
+new = os.O_CREAT | os.O_EXCL
+for line in sys.stdin:
+    step = line.split()[0]
+    if step == 'look':
+        open('x', 'w').close()
+        for name in ('taken', 'read', 'cut', 'folder', 'replaced'): assert not os.path.exists(name), name
+    elif step == 'make':
+        fails(FileExistsError, os.open, 'taken', new)
+        fails(FileExistsError, os.link, 'x', 'taken')
+        assert os.read(os.open('read', os.O_CREAT | os.O_RDWR), 9) == b'host'
+        os.close(os.open('cut', os.O_CREAT | os.O_TRUNC | os.O_WRONLY))
+        fails(FileExistsError, os.mkdir, 'folder')
+        fails(IsADirectoryError, os.rename, 'x', 'folder')
+        os.rename('x', 'replaced')
+        assert os.path.getsize('replaced') == 0
+    elif step == 'refuse':
+        fails(PermissionError, os.open, 'y', new)
+        fails(PermissionError, os.unlink, 'cut')
+    else:
+        os.close(os.open('y', new))
+        for name in ('y', 'taken', 'read', 'cut', 'replaced'): os.unlink(name)
+        os.rmdir('folder')
+    print('done with', line.strip(), '', flush=True)
+";
+
+#[test]
+fn who_makes_or_replaces_a_file_finds_what_the_host_has_made_of_its_name() -> Test {
+    let vm = Vm::boot()?;
+    let folder = vm.home.workspace();
+    let (input, mut steps) = std::io::pipe()?;
+    let mut maker = vm.home.coracle(["exec", "-i", "vm", "python3", "-c", MAKER]);
+    maker.command().stdin(input);
+    let mut maker = maker.deadline(rounds(DEADLINE).into()).spawn()?;
+    for round in 0..rounds(MADE) {
+        let mut step = |step: &str| -> Test {
+            writeln!(steps, "{step} {round} ")?;
+            maker.until(&format!("done with {step} {round} "))
+        };
+        step("look")?;
+        for name in ["taken", "read", "cut", "replaced"] {
+            vm.home.write(&format!("proj/{name}"), "host")?;
+        }
+        fs::create_dir(folder.join("folder"))?;
+        step("make")?;
+        assert_eq!(fs::read_to_string(folder.join("taken"))?, "host");
+        assert_eq!(fs::metadata(folder.join("cut"))?.len() + fs::metadata(folder.join("replaced"))?.len(), 0);
+        fs::set_permissions(&folder, Permissions::from_mode(0o555))?;
+        step("refuse")?;
+        fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
+        step("clear")?;
+        assert_eq!(fs::read_dir(&folder)?.count(), 0);
+    }
+    drop(steps);
+    maker.ok().map(drop)
 }
 
 #[test]
