@@ -60,7 +60,8 @@ fn a_full_host_costs_a_sandbox_its_growth_and_nobody_anything_else() -> Test {
         echo "free $(free)"
         run one sh -c 'cat ~/kept; echo small > ~/small && sync ~/small && rm ~/large && sync && echo deleted'
         until [ "$(free)" -gt 200000 ]; do sleep 1; done
-        run one sh -c 'dd if=/dev/zero of=$HOME/again bs=1M count=100 conv=fsync 2>/dev/null && cat ~/small && rm ~/again'
+        run one sh -c 'dd if=/dev/zero of=$HOME/again bs=1M count=100 conv=fsync 2>/dev/null && cat ~/small && rm ~/again && sync'
+        until [ "$(free)" -gt 300000 ]; do sleep 1; done
         run one sh -c 'dd if=/dev/zero of=$HOME/large bs=1M count=450 conv=fsync' || true
         run two sh -c 'echo others go on'
         coracle run --rm --cpus 1 -m 512m shell . -- true || echo "refused $?"
