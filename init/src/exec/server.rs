@@ -103,8 +103,8 @@ impl Server {
             self.expire(Instant::now());
             let sessions = self.sessions.len();
             self.sessions.retain(|it| !it.finished());
-            if matches!(self.ending, Some(Ending::Asked(_))) && self.sessions.len() < sessions {
-                self.ask_to_end();
+            if self.sessions.len() < sessions {
+                self.ask_again();
             }
         }
     }
@@ -170,7 +170,10 @@ impl Server {
         match wake {
             Wake::Listener => self.accept(),
             Wake::Container => self.container.iter_mut().for_each(Container::reap),
-            Wake::Housekeeping => self.housekeeping.reap(),
+            Wake::Housekeeping => {
+                self.housekeeping.reap();
+                self.ask_again();
+            }
             Wake::Docker => self.docker.ready(),
             Wake::Arrival(index) => self.receive(index),
             Wake::Session(index, part) => self.sessions[index].ready(part),
@@ -272,8 +275,15 @@ impl Server {
         self.sessions.iter_mut().for_each(Session::close_terminal);
     }
 
-    /// The container's first process asks the others, and ends when it is alone. It is asked again when a session's
-    /// command has ended, because that one was not its child.
+    /// When a process in the container has ended that its first one does not hear of, as it was our child: a session's command,
+    /// or the housekeeping.
+    fn ask_again(&self) {
+        if matches!(self.ending, Some(Ending::Asked(_))) {
+            self.ask_to_end();
+        }
+    }
+
+    /// The container's first process asks the others, and ends when it is alone.
     fn ask_to_end(&self) {
         if let Some(container) = &self.container {
             container.signal(libc::SIGTERM);
