@@ -17,6 +17,13 @@ struct Mapping {
     layer: bool,
 }
 
+impl Mapping {
+    /// A layer may lie right beside the guest's memory, and is none of it.
+    fn is_guests(&self) -> bool {
+        self.unreserved && !self.layer
+    }
+}
+
 /// Resident KiB of process `pid` outside of its `guest_mib` MiB of guest memory.
 ///
 /// # Errors
@@ -35,8 +42,8 @@ pub fn beyond_guest_kib(pid: u32, guest_mib: u64) -> Result<u64> {
 /// initramfs, laid over it, are in the run.
 fn guest_kib(mappings: &[Mapping], size: u64) -> Option<u64> {
     mappings
-        .chunk_by(|a, b| a.end == b.start && a.unreserved && b.unreserved)
-        .find(|run| run[0].unreserved && run.iter().map(|it| it.end - it.start).sum::<u64>() >= size)
+        .chunk_by(|a, b| a.end == b.start && a.is_guests() && b.is_guests())
+        .find(|run| run[0].is_guests() && run.iter().map(|it| it.end - it.start).sum::<u64>() >= size)
         .map(|run| run.iter().map(|it| it.resident_kib).sum())
 }
 
@@ -67,11 +74,14 @@ fn parse(smaps: &str) -> Option<Vec<Mapping>> {
 mod tests {
     use super::*;
 
-    /// A program, 1 MiB of guest memory with a kernel laid over its middle, and a heap right behind it.
+    /// A program, a layer, 1 MiB of guest memory right behind it with a kernel laid over its middle, and a heap right behind that.
     const SMAPS: &str = "\
 00400000-00500000 r-xp 00000000 00:01 7 /usr/bin/coracle
 Rss:                 300 kB
 VmFlags: rd ex mr mw me
+7efffff00000-7f0000000000 r--p 00000000 00:01 11 /usr/share/coracle/templates/shell/rootfs.erofs
+Rss:                 500 kB
+VmFlags: rd mr mw me nr
 7f0000000000-7f0000040000 rw-p 00000000 00:00 0
 Size:                256 kB
 Rss:                  16 kB
@@ -82,9 +92,6 @@ VmFlags: rd wr mr mw me nr
 7f0000080000-7f0000100000 rw-p 00000000 00:00 0
 Rss:                   4 kB
 VmFlags: rd wr mr mw me nr hg
-7e0000100000-7e0000200000 r--p 00000000 00:01 11 /usr/share/coracle/templates/shell/rootfs.erofs
-Rss:                 500 kB
-VmFlags: rd mr mw me nr
 7f0000100000-7f0000200000 rw-p 00000000 00:00 0 [heap]
 Rss:                  40 kB
 VmFlags: rd wr mr mw me ac
