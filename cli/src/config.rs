@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use vmm::config::{CPUS_MAX, DEVICES_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
-
+use vmm::layout;
 use vmm::virtio::fs::Patterns;
 
 use crate::agents::{self, Agent};
@@ -68,6 +68,26 @@ pub struct SandboxConfig {
 }
 
 impl SandboxConfig {
+    /// Whether a machine of its memory can use its image.
+    pub fn check_memory(&self) -> Result<()> {
+        let max = |memory_mib: u32| layout::layers_max(u64::from(memory_mib) << 20);
+        let size = self.image.size();
+        if size <= max(self.memory_mib) {
+            return Ok(());
+        }
+        let remedy = match size <= max(MEMORY_MIB_MAX) {
+            true => "give it more --memory",
+            false => "make the image smaller",
+        };
+        bail!(
+            "template {} has {}, and a sandbox with {} of memory can use {} at most; {remedy}",
+            plain(&self.template),
+            units::show_mib(size.div_ceil(1 << 20)),
+            units::show_mib(self.memory_mib.into()),
+            units::show_mib(max(self.memory_mib) >> 20)
+        )
+    }
+
     /// What was read from disk, if it is something that this Coracle can use.
     pub fn parse(json: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
@@ -492,6 +512,22 @@ mod tests {
         assert_eq!([128, 300, 512, 513, 1000, 1536].map(to_blocks), [128, 300, 512, 640, 1024, 1536]);
         let half = default_memory_mib();
         assert!((512..=32 << 10).contains(&half) && half.is_multiple_of(128));
+    }
+
+    #[test]
+    fn an_image_is_as_large_as_the_memory_allows() {
+        let config = |memory_mib, gib: u64| {
+            let layer = templates::Layer { sha256: "0".repeat(64), size: gib << 29 };
+            let image = Image { layers: vec![layer.clone(), layer], ..Image::default() };
+            SandboxConfig { memory_mib, image, template: "big".into(), ..crate::store::tests::config("") }
+        };
+        for (memory_mib, gib) in [(128, 2), (512, 8), (MEMORY_MIB_MAX, 8)] {
+            assert!(config(memory_mib, gib).check_memory().is_ok());
+        }
+        let said = |memory_mib, gib| config(memory_mib, gib).check_memory().unwrap_err().to_string();
+        let start = "template big has 3g, and a sandbox with 128m of memory can use 2g at most; ";
+        assert_eq!(said(128, 3), format!("{start}give it more --memory"));
+        assert!(said(MEMORY_MIB_MAX, 9).ends_with("can use 8g at most; make the image smaller"));
     }
 
     #[test]

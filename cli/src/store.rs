@@ -336,4 +336,4 @@ impl std::fmt::Display for NotFound {
 impl std::error::Error for NotFound {}
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

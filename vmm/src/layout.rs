@@ -55,12 +55,18 @@ pub const MEMORY_BLOCK: u64 = 128 << 20;
 pub const LAYER_ALIGNMENT: u64 = 2 << 20;
 
 /// The kernel needs 2 MiB of boot memory for each 128 MiB of layers, also for those that are never used. That is a quarter of it.
-pub const LAYERS_PER_BOOT_MEMORY: u64 = 16;
+const LAYERS_PER_BOOT_MEMORY: u64 = 16;
 
 /// Memory that is present when the kernel starts.
 #[must_use]
 pub fn boot_memory(size: u64) -> u64 {
     size.min(BOOT_MEMORY_MAX)
+}
+
+/// The most bytes that the layers of a machine with `size` bytes of memory can have in all.
+#[must_use]
+pub fn layers_max(size: u64) -> u64 {
+    boot_memory(size) * LAYERS_PER_BOOT_MEMORY
 }
 
 /// RAM as (start, length): below the gap, and above 4 GiB what does not fit there.

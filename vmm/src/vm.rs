@@ -177,8 +177,7 @@ fn io_apic(vm: &Arc<VmFd>, pins: u8) -> IoApic {
 fn place_layers(memory_size: u64, files: &[File]) -> Result<Vec<(u64, u64)>, Error> {
     let lengths = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<_>>>();
     let lengths = lengths.map_err(os_error("read the size of a layer"))?;
-    let (length, max) =
-        (lengths.iter().sum::<u64>(), layout::boot_memory(memory_size) * layout::LAYERS_PER_BOOT_MEMORY);
+    let (length, max) = (lengths.iter().sum::<u64>(), layout::layers_max(memory_size));
     if length > max {
         return Err(Error::Layers { mib: length >> 20, memory_mib: memory_size >> 20, max_mib: max >> 20 });
     }

@@ -76,6 +76,7 @@ fn resized(sandbox: &Sandbox, sizes: Sizes) -> Result<(SandboxConfig, SandboxCon
     let mut config = before.clone();
     config.cpus = sizes.cpus.unwrap_or(config.cpus);
     config.memory_mib = sizes.memory_mib.unwrap_or(config.memory_mib);
+    config.check_memory()?;
     if let Some(disk_mib) = sizes.disk_mib {
         ensure!(
             disk_mib >= config.disk_mib,

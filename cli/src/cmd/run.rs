@@ -296,6 +296,7 @@ impl Run {
         let now_s = output::now_s();
         let template = self.template()?;
         let config = self.request.config(new_id()?, &template, now_s);
+        config.check_memory()?;
         self.command(&config)?;
         let draft = store.draft(&config, &self.fresh_disk, self.request.ephemeral)?;
         match store.publish(draft, name)? {

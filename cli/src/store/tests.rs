@@ -12,7 +12,7 @@ struct Fixture {
     store: Store,
 }
 
-fn config(id: &str) -> SandboxConfig {
+pub(crate) fn config(id: &str) -> SandboxConfig {
     SandboxConfig {
         format: config::FORMAT,
         id: id.into(),
