@@ -122,7 +122,11 @@ pub struct Rules {
 pub struct Vsock {
     /// A connection accepted from the listener becomes a stream to this guest port.
     pub listeners: Vec<(u32, UnixListener)>,
-    /// Ask the guest to end when no connection has been open for this long; `None` is never.
+    /// A stream that the guest opens to this port of the host, which is not 0, becomes a connection to the Unix socket, opened
+    /// with `O_PATH`. All other ports are refused.
+    pub outbound: Vec<(u32, OwnedFd)>,
+    /// Ask the guest to end when no client of a listener has been connected for this long; `None` is never. What the guest
+    /// opens does not keep it.
     pub idle_timeout: Option<Duration>,
     /// The guest port and the bytes that ask it to end.
     pub goodbye: (u32, Vec<u8>),

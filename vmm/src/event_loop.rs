@@ -165,7 +165,12 @@ mod tests {
 
     /// What becomes of a guest that writes `said` to the mark port, after its time to get ready.
     fn end_of_guest(said: &[u8]) -> Option<Exit> {
-        let vsock = config::Vsock { listeners: Vec::new(), idle_timeout: None, goodbye: (1, Vec::new()) };
+        let vsock = config::Vsock {
+            listeners: Vec::new(),
+            outbound: Vec::new(),
+            idle_timeout: None,
+            goodbye: (1, Vec::new()),
+        };
         let vsock = Box::new(Vsock::new(vsock).unwrap());
         let vsock = Mmio::new(vsock, driver::memory(1, 1), Interrupt::new(|| ()));
         let devices = Devices { vsock, others: Vec::new() };

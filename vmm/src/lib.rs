@@ -4,6 +4,7 @@
 //! The modules are listed in reading order.
 
 pub mod config;
+mod descriptors;
 pub mod layout;
 mod vm;
 

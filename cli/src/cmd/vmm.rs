@@ -143,6 +143,7 @@ fn machine(
         shares: shares(config)?,
         vsock: Vsock {
             listeners: vec![(protocol::PORT, listener)],
+            outbound: Vec::new(),
             idle_timeout: idle,
             goodbye: (protocol::PORT, goodbye()?),
         },

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use vmm::config;
 use vmm::virtio::balloon::Balloon;
@@ -19,6 +20,7 @@ use super::driver::{Driver, Request, Scene};
 
 const DISK_SIZE: u64 = 64 << 10;
 const GUEST_PORT: u32 = 1024;
+const HOST_PORT: u32 = 1025;
 const STREAMS_MAX: usize = 8;
 
 pub fn rng(input: &[u8]) {
@@ -119,9 +121,10 @@ pub fn fs(input: &[u8]) {
     Driver::new(Fs::new(share).expect("a share")).play(&mut Choices(input), &mut Folder(dir));
 }
 
-/// Programs of the host that talk to the guest's port.
+/// Programs of the host that talk to the guest's port, and the server that the guest can connect to.
 struct Callers {
     dir: TempDir,
+    server: UnixListener,
     streams: Vec<UnixStream>,
 }
 
@@ -141,10 +144,11 @@ impl Scene<Vsock> for Callers {
         packet.extend(choices.of(&[3_u64, 3, 3, 3, 3, 3, 2, 1 << 32]).to_le_bytes());
         packet.extend(choices.of(&[2_u64, 2, 2, 2, 2, 2, 3, u64::MAX]).to_le_bytes());
         packet.extend(choices.of(&[GUEST_PORT, GUEST_PORT, GUEST_PORT, 7]).to_le_bytes());
-        packet.extend((0x4000_0000_u32 + u32::from(choices.byte() % 16)).to_le_bytes());
+        let of_callers = 0x4000_0000_u32 + u32::from(choices.byte() % 16);
+        packet.extend(choices.of(&[of_callers, of_callers, HOST_PORT, HOST_PORT, 0]).to_le_bytes());
         packet.extend(choices.of(&[length, length, length, u32::MAX]).to_le_bytes());
         packet.extend(choices.of(&[1_u16, 1, 1, 1, 1, 1, 1, 2]).to_le_bytes());
-        packet.extend((u16::from(choices.byte()) % 9).to_le_bytes());
+        packet.extend(choices.of(&[1_u16, 1, 1, 2, 2, 5, 5, 5, 5, 4, 3, 6, 7, 0, 8]).to_le_bytes());
         packet.extend(
             [choices.number() as u32 % 4, choices.number() as u32, choices.number() as u32]
                 .map(u32::to_le_bytes)
@@ -157,9 +161,14 @@ impl Scene<Vsock> for Callers {
         match choices.byte() % 8 {
             0 => device.release(),
             1 if choices.byte() == 0 => device.shutdown(),
-            2 | 3 if self.streams.len() < STREAMS_MAX => {
-                let stream =
-                    UnixStream::connect(self.dir.path().join("socket")).expect("the listener is there");
+            kind @ (2 | 3) if self.streams.len() < STREAMS_MAX => {
+                let stream = match kind {
+                    2 => UnixStream::connect(self.dir.path().join("socket")).expect("the listener is there"),
+                    _ => match self.server.accept() {
+                        Ok((stream, _)) => stream,
+                        Err(_) => return,
+                    },
+                };
                 stream.set_nonblocking(true).expect("it is a socket");
                 self.streams.push(stream);
             }
@@ -177,11 +186,16 @@ impl Scene<Vsock> for Callers {
 pub fn vsock(input: &[u8]) {
     let dir = TempDir::new().expect("make a folder");
     let listener = UnixListener::bind(dir.path().join("socket")).expect("listen");
+    let server = UnixListener::bind(dir.path().join("server")).expect("listen");
+    server.set_nonblocking(true).expect("it is a socket");
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let socket = rustix::fs::open(dir.path().join("server"), flags, Mode::empty()).expect("it is there");
     let config = config::Vsock {
         listeners: vec![(GUEST_PORT, listener)],
+        outbound: vec![(HOST_PORT, socket)],
         idle_timeout: Some(Duration::from_secs(3600)),
         goodbye: (GUEST_PORT, b"goodbye".to_vec()),
     };
-    let mut callers = Callers { dir, streams: Vec::new() };
+    let mut callers = Callers { dir, server, streams: Vec::new() };
     Driver::new(Vsock::new(config).expect("a device")).play(&mut Choices(input), &mut callers);
 }

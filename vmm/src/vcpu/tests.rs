@@ -69,7 +69,12 @@ fn run(code: &[u8]) -> Ran {
 fn devices(memory: &Memory) -> Devices {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("sock")).unwrap();
-    let vsock = config::Vsock { listeners: vec![(1, listener)], idle_timeout: None, goodbye: (1, vec![]) };
+    let vsock = config::Vsock {
+        listeners: vec![(1, listener)],
+        outbound: Vec::new(),
+        idle_timeout: None,
+        goodbye: (1, vec![]),
+    };
     let line = || Interrupt::new(|| ());
     Devices {
         vsock: Mmio::new(Box::new(Vsock::new(vsock).unwrap()), Memory::clone(memory), line()),

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
 use rustix::path::DecInt;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::attr::{STAT_FLAGS, STAT_MASK, Shown, kind};
@@ -21,9 +20,7 @@ use super::jail::{self, Reach};
 use super::patterns::Patterns;
 use super::wire::Name;
 use crate::config::Share;
-
-/// Descriptors the guest's open files leave to the rest of the process.
-const FDS_RESERVED: RawFd = 256;
+use crate::descriptors;
 
 /// File systems whose files are only data. Another one may be mounted below the share by the host's user, and a write
 /// to a file of procfs or cgroupfs would act on the host: what is not in this list is not entered.
@@ -125,7 +122,7 @@ impl Root {
             shown: Shown { ids: Ids::of_process(), root_dev: identity.dev },
             keeps_set_id: capabilities(None)?.effective.contains(CapabilitySet::FSETID),
             fds: rustix::fs::openat(CWD, c"/proc/self/fd", fds_flags, Mode::empty())?,
-            fd_limit: raise_fd_limit() - FDS_RESERVED,
+            fd_limit: descriptors::below_for_files(),
         };
         if root.has_rules() && root.has_aliases(root.dir.as_fd())? {
             return Err(io::Error::other(
@@ -239,12 +236,4 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> String {
 fn is_of(fd: BorrowedFd<'_>, kinds: &[u32]) -> Result<bool, Errno> {
     let magic = rustix::fs::fstatfs(fd)?.f_type;
     Ok(u32::try_from(magic).is_ok_and(|magic| kinds.contains(&magic)))
-}
-
-/// Raises the soft limit on descriptors to the hard one and returns it.
-fn raise_fd_limit() -> RawFd {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let limit = if raised.is_ok() { limit.maximum } else { limit.current };
-    limit.and_then(|limit| RawFd::try_from(limit).ok()).unwrap_or(RawFd::MAX)
 }

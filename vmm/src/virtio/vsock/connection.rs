@@ -1,4 +1,4 @@
-//! One stream between a host socket and a guest port.
+//! One stream between a host socket and a guest port, whoever has opened it.
 //! It owns the socket, the bytes that the host has not taken yet, and all that the two ends know of each other.
 //! It does not know of queues or of other connections: it is given packets and asked for packets.
 //! Source: virtio 1.2, 5.10.6.3 "Buffer Space Management" and 5.10.6.5 "Stream Sockets".
@@ -15,9 +15,6 @@ use super::packet::{Credit, Op, Packet, Ports, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEN
 use crate::marks::now_ns;
 use crate::virtio::{Reader, Writer};
 
-/// What the guest may send before the host socket takes any of it; two of the largest packets, so that one can
-/// be on its way while the other is written. The host's kernel buffers about twice as much in front of it.
-pub const BUF_ALLOC: u32 = 128 << 10;
 /// The largest payload of a packet, either way.
 pub const PACKET_MAX: usize = 64 << 10;
 /// How long the guest has to answer a REQUEST, or a SHUTDOWN of both directions.
@@ -38,6 +35,8 @@ enum Phase {
     /// The guest has not heard of it.
     New,
     Requested,
+    /// The guest has requested it, and not heard that it has it.
+    Accepted,
     Established,
     /// The guest has forgotten it.
     Gone,
@@ -59,7 +58,9 @@ pub struct Connection {
     sent: u32,
     guest_credit: Credit,
 
-    /// What the guest has sent and the host not taken, at most `BUF_ALLOC` bytes.
+    /// What the guest may send before the host socket takes any of it.
+    buf_alloc: u32,
+    /// What the guest has sent and the host not taken, at most `buf_alloc` bytes.
     buffer: VecDeque<u8>,
     /// Bytes from the guest that have left the buffer, ever, and how many of them the guest knows of; both wrap.
     forwarded: u32,
@@ -75,8 +76,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `host` must not block.
-    pub fn new(ports: Ports, host: UnixStream) -> Self {
+    /// The guest is going to be asked for it. `host` must not block.
+    pub fn new(ports: Ports, host: UnixStream, buf_alloc: u32) -> Self {
         Self {
             ports,
             host,
@@ -86,6 +87,7 @@ impl Connection {
             readable: false,
             sent: 0,
             guest_credit: Credit::default(),
+            buf_alloc,
             buffer: VecDeque::new(),
             forwarded: 0,
             told: 0,
@@ -95,6 +97,16 @@ impl Connection {
             told_shut: 0,
             hung_up: false,
         }
+    }
+
+    /// The guest has asked for it, by a packet with this credit.
+    pub fn accepted(ports: Ports, host: UnixStream, buf_alloc: u32, guest_credit: Credit) -> Self {
+        let new = Self::new(ports, host, buf_alloc);
+        Self { phase: Phase::Accepted, deadline: None, guest_credit, ..new }
+    }
+
+    pub fn buf_alloc(&self) -> u32 {
+        self.buf_alloc
     }
 
     pub fn deadline(&self) -> Option<u64> {
@@ -119,7 +131,7 @@ impl Connection {
     /// There may be a packet for the guest.
     pub fn wants_turn(&self) -> bool {
         match self.phase {
-            Phase::New => true,
+            Phase::New | Phase::Accepted => true,
             Phase::Established => {
                 self.readable && self.may_read() || self.owes_shutdown() || self.owes_credit()
             }
@@ -149,12 +161,17 @@ impl Connection {
 
     /// The next packet for the guest. Its payload, if any, has been read into `payload`, which has room.
     pub fn next_packet(&mut self, payload: &mut Writer<'_>) -> Option<Packet> {
-        if self.phase == Phase::New {
-            self.phase = Phase::Requested;
-            return Some(self.packet(Op::Request));
-        }
-        if self.phase != Phase::Established {
-            return None;
+        match self.phase {
+            Phase::New => {
+                self.phase = Phase::Requested;
+                return Some(self.packet(Op::Request));
+            }
+            Phase::Accepted => {
+                self.phase = Phase::Established;
+                return Some(self.packet(Op::Response));
+            }
+            Phase::Requested | Phase::Gone => return None,
+            Phase::Established => {}
         }
         if let Some(len) = self.read(payload) {
             return Some(Packet { len, ..self.packet(Op::Data) });
@@ -206,7 +223,7 @@ impl Connection {
         events.set(EventFlags::IN, self.may_read() && !self.readable);
         events.set(EventFlags::OUT, !self.buffer.is_empty());
         // Without any of them epoll still reports that the socket is closed both ways.
-        let waits_for_guest = matches!(self.phase, Phase::New | Phase::Requested);
+        let waits_for_guest = matches!(self.phase, Phase::New | Phase::Requested | Phase::Accepted);
         let useless = waits_for_guest || self.hung_up && events.is_empty();
         (!useless).then_some(events)
     }
@@ -231,14 +248,14 @@ impl Connection {
 
     /// The guest asked, or may soon stop for want of credit.
     fn owes_credit(&self) -> bool {
-        self.update_due || self.forwarded.wrapping_sub(self.told) >= BUF_ALLOC / 2
+        self.update_due || self.forwarded.wrapping_sub(self.told) >= self.buf_alloc / 2
     }
 
     /// Every packet carries the credit.
     fn packet(&mut self, op: Op) -> Packet {
         self.told = self.forwarded;
         self.update_due = false;
-        Packet::to_guest(self.ports, op, Credit { buf_alloc: BUF_ALLOC, fwd_cnt: self.forwarded })
+        Packet::to_guest(self.ports, op, Credit { buf_alloc: self.buf_alloc, fwd_cnt: self.forwarded })
     }
 
     fn read(&mut self, payload: &mut Writer<'_>) -> Option<u32> {
@@ -271,7 +288,7 @@ impl Connection {
     /// Takes `len` bytes from the guest: the socket as many as it will, the buffer the rest.
     fn take(&mut self, payload: &mut Reader<'_>, len: u32) -> Verdict {
         let mut left = len as usize;
-        let room = BUF_ALLOC as usize - self.buffer.len();
+        let room = self.buf_alloc as usize - self.buffer.len();
         if self.guest_shut & SHUT_SEND != 0 || left > payload.remaining().min(PACKET_MAX).min(room) {
             return Verdict::Broken;
         }

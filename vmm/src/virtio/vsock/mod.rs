@@ -1,4 +1,5 @@
-//! The vsock device: listening Unix sockets of the host lead to ports of the guest.
+//! The vsock device: listening Unix sockets of the host lead to ports of the guest, and ports of the host, for the guest, to
+//! Unix sockets.
 //! It owns the queues, the listeners, the timer and when the guest is asked to end. It has no thread: a kick
 //! comes on a vCPU's, `ready` on the event loop's, and neither waits. What the bytes mean is not its business.
 //! Source: virtio 1.2, 5.10 "Socket Device".
@@ -14,17 +15,22 @@ use rustix::time::Timespec;
 
 use self::connection::PACKET_MAX;
 use self::listeners::Listeners;
+use self::outbound::Outbound;
 use self::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Packet, Ports};
-use self::streams::{CONNECTIONS_MAX, Streams};
+pub(crate) use self::quota::{GUEST_STREAMS_MAX, LISTENER_STREAMS_MAX};
+use self::quota::{Origin, Quotas};
+use self::streams::Streams;
 use self::timer::Timer;
 use super::{BrokenQueue, Device, Memory, Profile, Queue};
-use crate::config;
 use crate::marks::now_ns;
+use crate::{config, descriptors};
 
 mod packet;
 
 mod connection;
 mod listeners;
+mod outbound;
+mod quota;
 mod streams;
 mod timer;
 
@@ -53,6 +59,8 @@ pub enum Error {
     Timer(#[source] io::Error),
     #[error("prepare the listener of guest port {port}")]
     Listener { port: u32, source: io::Error },
+    #[error("0 is not a port that the guest can connect to")]
+    Outbound,
     #[error("the goodbye has {0} bytes, at most {GOODBYE_MAX} are sent")]
     Goodbye(usize),
 }
@@ -70,7 +78,7 @@ pub struct Vsock {
     /// The guest serves its ports.
     released: bool,
     idle_timeout_ns: Option<u64>,
-    /// Since when there has been no connection.
+    /// Since when no client of the host's has been connected.
     idle_since: Option<u64>,
     goodbye: Goodbye,
     before_delivery: BeforeDelivery,
@@ -99,12 +107,14 @@ impl Vsock {
         let timer = Timer::new().map_err(|errno| Error::Timer(errno.into()))?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)
             .map_err(|errno| Error::Epoll(errno.into()))?;
+        let outbound = Outbound::new(config.outbound)?;
+        let quotas = Quotas::new(descriptors::for_guest_streams(), listeners.count());
         let timeout_ns = |timeout: std::time::Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         Ok(Self {
             config_space: GUEST_CID.to_le_bytes(),
             timer,
             listeners,
-            streams: Streams::new(Arc::clone(&epoll)),
+            streams: Streams::new(Arc::clone(&epoll), outbound, quotas),
             epoll,
             rings: None,
             released: false,
@@ -161,13 +171,14 @@ impl Vsock {
     /// Decides what the device is woken for next; `at_once` if it has not finished.
     fn plan(&mut self, at_once: bool) {
         let live = self.rings.is_some() && self.released;
-        let may_accept = live && self.streams.len() < CONNECTIONS_MAX && !self.streams.is_backed_up();
-        self.listeners.watch(&self.epoll, may_accept);
+        let may_accept = live && !self.streams.is_backed_up();
+        self.listeners
+            .watch(&self.epoll, |index| may_accept && self.streams.has_place(Origin::Listener(index)));
         if self.rings.is_none() {
             return self.timer.clear();
         }
         self.idle_since = match self.idle_since {
-            since if live && self.streams.len() == 0 => since.or_else(|| Some(now_ns())),
+            since if live && self.streams.is_without_clients() => since.or_else(|| Some(now_ns())),
             _ => None,
         };
         let times = [
@@ -192,7 +203,7 @@ impl Vsock {
         self.timer.clear();
         self.streams.expire(now);
         self.listeners.expire(now);
-        if self.streams.len() == 0 && self.idle_deadline().is_some_and(|deadline| deadline <= now) {
+        if self.streams.is_without_clients() && self.idle_deadline().is_some_and(|deadline| deadline <= now) {
             self.shutdown();
         }
     }
@@ -200,11 +211,11 @@ impl Vsock {
     /// Takes what waits in a listener, and leaves the rest for the next call.
     fn accept(&mut self, index: usize) {
         for _ in 0..ACCEPTS_MAX {
-            if self.streams.len() >= CONNECTIONS_MAX {
+            if !self.streams.has_place(Origin::Listener(index)) {
                 return;
             }
             match self.listeners.accept(index) {
-                Some((port, host)) => self.streams.open(host, port),
+                Some((port, host)) => self.streams.open(host, port, Origin::Listener(index)),
                 None => return,
             }
         }
@@ -285,7 +296,7 @@ impl Goodbye {
             Ok((near, far))
         });
         if let Ok((near, far)) = pair {
-            streams.open(far, self.port);
+            streams.open(far, self.port, Origin::Device);
             self.near_end = Some(near);
         }
     }

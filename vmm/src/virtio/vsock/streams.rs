@@ -1,5 +1,5 @@
 //! All connections of the device, and the order in which they may speak to the guest.
-//! It owns which connections there are, the round robin between them, and the resets the guest is still owed.
+//! It owns which connections there are and may be, the round robin between them, and the resets the guest is still owed.
 //! It does not know of queues or listeners: it takes packets from the guest and fills buffers for it.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,15 +10,15 @@ use std::sync::Arc;
 use rustix::event::epoll::EventFlags;
 
 use super::connection::{Connection, Verdict};
+use super::outbound::{Outbound, connect_to};
 use super::packet::{Credit, HEADER_SIZE, Op, Packet, Ports, STREAM};
+use super::quota::{Origin, Quotas};
 use crate::virtio::{BrokenQueue, Reader, Writer};
 
-/// The most connections at a time; each has a descriptor and, if its client does not read, a buffer.
-pub const CONNECTIONS_MAX: usize = 1024;
 /// With so many resets the guest has not made room for, no more of its packets are looked at (virtio 1.2, 5.10.6.1
 /// "Virtqueue Flow Control").
 const RESETS_MAX: usize = 256;
-/// Host ports count up from here, so one is not used again while the guest may remember it.
+/// Host ports of what the host opens count up from here, so one is not used again while the guest may remember it.
 const PORT_FIRST: u32 = 1 << 30;
 
 impl Ports {
@@ -37,6 +37,8 @@ impl Ports {
 #[derive(Debug)]
 pub struct Streams {
     epoll: Arc<OwnedFd>,
+    outbound: Outbound,
+    quotas: Quotas,
     connections: BTreeMap<Ports, Entry>,
     /// Connections that may have a packet for the guest, the next one first. Each is in it once at most.
     turns: VecDeque<Ports>,
@@ -49,15 +51,18 @@ pub struct Streams {
 #[derive(Debug)]
 struct Entry {
     connection: Connection,
+    origin: Origin,
     /// It is in `turns`.
     queued: bool,
 }
 
 impl Streams {
-    /// `epoll` is where the sockets are watched, by the token of their ports.
-    pub fn new(epoll: Arc<OwnedFd>) -> Self {
+    /// `epoll` is where the sockets are watched, by the token of their ports; `outbound` are those that the guest may open.
+    pub fn new(epoll: Arc<OwnedFd>, outbound: Outbound, quotas: Quotas) -> Self {
         Self {
             epoll,
+            outbound,
+            quotas,
             connections: BTreeMap::new(),
             turns: VecDeque::new(),
             resets: VecDeque::new(),
@@ -66,6 +71,16 @@ impl Streams {
         }
     }
 
+    /// No client of the host's is connected. What the guest has opened does not count.
+    pub fn is_without_clients(&self) -> bool {
+        self.quotas.is_without_clients()
+    }
+
+    pub fn has_place(&self, origin: Origin) -> bool {
+        self.quotas.has_place(origin)
+    }
+
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.connections.len()
     }
@@ -89,18 +104,46 @@ impl Streams {
         self.resets.len() >= RESETS_MAX
     }
 
-    /// Begins a connection from the host. `host` must not block.
-    pub fn open(&mut self, host: UnixStream, guest_port: u32) {
+    /// Begins a connection from the host, if there is a place for it. `host` must not block.
+    pub fn open(&mut self, host: UnixStream, guest_port: u32, origin: Origin) {
+        let Some(buf_alloc) = self.quotas.take(origin) else { return };
         let ports = self.unused_ports(guest_port);
-        let connection = Connection::new(ports, host);
+        self.begin(ports, Connection::new(ports, host, buf_alloc), origin);
+    }
+
+    /// Begins a connection that the guest asks for; false if it cannot have it.
+    fn admit(&mut self, packet: &Packet) -> bool {
+        let ports = packet.ports();
+        let Some(socket) = self.outbound.socket(ports.host) else { return false };
+        // The guest may have closed one with these ports of which the host has not taken all yet.
+        if self.connections.contains_key(&ports) {
+            return false;
+        }
+        let Some(buf_alloc) = self.quotas.take(Origin::Guest) else { return false };
+        match connect_to(socket, buf_alloc) {
+            Ok(host) => {
+                let connection = Connection::accepted(ports, host, buf_alloc, packet.credit);
+                self.begin(ports, connection, Origin::Guest);
+                true
+            }
+            Err(_) => {
+                self.quotas.give_back(Origin::Guest, buf_alloc);
+                false
+            }
+        }
+    }
+
+    fn begin(&mut self, ports: Ports, connection: Connection, origin: Origin) {
         self.note_deadline(connection.deadline());
-        self.connections.insert(ports, Entry { connection, queued: false });
+        self.connections.insert(ports, Entry { connection, origin, queued: false });
         self.settle(ports);
     }
 
     /// Ends all connections without a word to the guest.
     pub fn clear(&mut self) {
-        self.connections.clear();
+        for entry in std::mem::take(&mut self.connections).into_values() {
+            self.quotas.give_back(entry.origin, entry.connection.buf_alloc());
+        }
         self.turns.clear();
         self.resets.clear();
         self.deadline = None;
@@ -120,8 +163,9 @@ impl Streams {
         let op = Op::decode(packet.op);
         let known = self.connections.get_mut(&ports).map(|entry| &mut entry.connection);
         let Some(connection) = known.filter(|known| packet.kind == STREAM && !known.is_gone()) else {
-            // The guest may not connect to any port of the host: a REQUEST is refused like all the rest.
-            if op != Some(Op::Reset) {
+            // A REQUEST that leads nowhere is refused like all the rest.
+            let is_request = op == Some(Op::Request) && packet.kind == STREAM;
+            if op != Some(Op::Reset) && !(is_request && self.admit(packet)) {
                 let reset = Packet::to_guest(ports, Op::Reset, Credit::default());
                 self.resets.push_back(Packet { kind: packet.kind, ..reset });
             }
@@ -161,6 +205,9 @@ impl Streams {
 
     /// Resets the connections whose guest has not answered in time.
     pub fn expire(&mut self, now: u64) {
+        if self.deadline.is_none_or(|first| first > now) {
+            return;
+        }
         let deadlines = self.connections.iter().map(|(ports, entry)| (*ports, entry.connection.deadline()));
         let (late, pending): (Vec<_>, Vec<_>) =
             deadlines.filter_map(|(ports, at)| Some((ports, at?))).partition(|(_, at)| *at <= now);
@@ -210,6 +257,7 @@ impl Streams {
 
     fn remove(&mut self, ports: Ports) -> Option<Connection> {
         let entry = self.connections.remove(&ports)?;
+        self.quotas.give_back(entry.origin, entry.connection.buf_alloc());
         if entry.queued {
             self.turns.retain(|other| *other != ports);
         }

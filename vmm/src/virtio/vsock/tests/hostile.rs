@@ -236,6 +236,8 @@ fn random_packets_are_survived() {
     for round in 0..20_000 {
         if round % 50 == 0 {
             clients.push(guest.client());
+            clients.extend(guest.served());
+            known.push(Ports { host: HOST_PORT, guest: random(8) });
         }
         if clients.len() > 20 {
             clients.swap_remove(random(20) as usize);

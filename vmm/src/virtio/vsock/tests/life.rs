@@ -47,14 +47,31 @@ fn more_clients_than_connections_wait() {
         guest.settle();
         while guest.receive().is_some() {}
     }
-    assert_eq!((clients.len(), guest.connections()), (1040, CONNECTIONS_MAX));
+    assert_eq!((clients.len(), guest.connections()), (1040, LISTENER_STREAMS_MAX));
     guest.settle();
     let Ports { host, guest: port } = Ports { host: 1 << 30, guest: PORT };
     guest.send(Ports { host, guest: port }, Op::Reset);
     guest.settle();
-    assert_eq!(guest.connections(), CONNECTIONS_MAX);
+    assert_eq!(guest.connections(), LISTENER_STREAMS_MAX);
     guest.expect(Op::Request);
     assert!(is_at_end(&mut clients[0]));
+}
+
+#[test]
+fn clients_of_one_listener_do_not_keep_those_of_another_out() {
+    let mut guest = Guest::new();
+    let mut clients = Vec::new();
+    while clients.len() <= LISTENER_STREAMS_MAX {
+        clients.push(guest.client_of("published"));
+        guest.settle();
+        if clients.len() <= LISTENER_STREAMS_MAX {
+            assert_eq!(guest.expect(Op::Request).guest, PUBLISHED_PORT);
+        }
+    }
+    assert_eq!(guest.connections(), LISTENER_STREAMS_MAX);
+    let (mut client, ports) = guest.connect();
+    guest.send_data(ports, b"welcome");
+    assert_eq!(read_all(&mut client), b"welcome");
 }
 
 #[test]

@@ -4,32 +4,40 @@
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 
-use super::connection::BUF_ALLOC;
 use super::packet::{Credit, Op, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND, STREAM};
+use super::quota::{BUF_ALLOC, BUF_ALLOC_MIN, BUFFERED_MAX};
 use super::*;
 use crate::virtio::driver::{self, Driver};
 
 mod data;
 mod hostile;
 mod life;
+mod outbound;
 
 const SIZE: u16 = 128;
 const PORT: u32 = 1024;
+/// Another port of the guest, with a socket of its own.
+const PUBLISHED_PORT: u32 = 1026;
+/// A port of the host that the guest can connect to.
+const HOST_PORT: u32 = 1025;
 const GUEST_BUFFER: u32 = 256 << 10;
 const RX_BUFFER: u32 = 4096;
 
-/// A guest with its device, and the folder with the socket that clients connect to.
+/// A guest with its device, the folder with the socket that clients connect to, and a server that the guest can connect to.
 struct Guest {
     vsock: Vsock,
     rx: Driver,
     tx: Driver,
     memory: Memory,
     folder: TempDir,
+    server: UnixListener,
     /// What the guest says it has taken; its credit.
     taken: u32,
     buf_alloc: u32,
@@ -47,19 +55,26 @@ impl Guest {
     fn silent(idle_timeout: Option<Duration>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("sock")).unwrap();
+        let published = UnixListener::bind(folder.path().join("published")).unwrap();
+        let (server, socket) = server(folder.path());
         let config = config::Vsock {
-            listeners: vec![(PORT, listener)],
+            listeners: vec![(PORT, listener), (PUBLISHED_PORT, published)],
+            outbound: vec![(HOST_PORT, socket)],
             idle_timeout,
             goodbye: (PORT, b"goodbye".to_vec()),
         };
         let memory = driver::memory(3, SIZE);
         let mut vsock = Vsock::new(config).unwrap();
         let (rx, tx) = start(&mut vsock, &memory);
-        Self { vsock, rx, tx, memory, folder, taken: 0, buf_alloc: GUEST_BUFFER }
+        Self { vsock, rx, tx, memory, folder, server, taken: 0, buf_alloc: GUEST_BUFFER }
     }
 
     fn client(&self) -> UnixStream {
-        let client = UnixStream::connect(self.folder.path().join("sock")).unwrap();
+        self.client_of("sock")
+    }
+
+    fn client_of(&self, socket: &str) -> UnixStream {
+        let client = UnixStream::connect(self.folder.path().join(socket)).unwrap();
         client.set_nonblocking(true).unwrap();
         client
     }
@@ -72,6 +87,21 @@ impl Guest {
         assert_eq!(ports.guest, PORT);
         self.send(ports, Op::Response);
         (client, ports)
+    }
+
+    /// A connection that the guest has asked for, with the server's end of it.
+    fn open(&mut self, guest: u32) -> (UnixStream, Ports) {
+        let ports = Ports { host: HOST_PORT, guest };
+        self.send(ports, Op::Request);
+        assert_eq!(self.expect(Op::Response), ports);
+        (self.served().expect("it has connected"), ports)
+    }
+
+    /// What the server accepts now.
+    fn served(&self) -> Option<UnixStream> {
+        let (stream, _) = self.server.accept().ok()?;
+        stream.set_nonblocking(true).unwrap();
+        Some(stream)
     }
 
     fn fill_rx(&mut self) {
@@ -150,6 +180,11 @@ impl Guest {
         Ports { host: packet.src_port, guest: packet.dst_port }
     }
 
+    fn expect_any(&mut self) -> Op {
+        let (packet, _) = self.receive().expect("a packet");
+        Op::decode(packet.op).unwrap()
+    }
+
     fn expect_shutdown(&mut self, flags: u32) {
         let (packet, _) = self.receive().expect("a packet");
         assert_eq!((Op::decode(packet.op), packet.flags), (Some(Op::Shutdown), flags));
@@ -186,6 +221,14 @@ impl Guest {
     fn connections(&self) -> usize {
         self.vsock.streams.len()
     }
+}
+
+/// A server that does not wait, and the way to it that the device is given.
+fn server(folder: &Path) -> (UnixListener, OwnedFd) {
+    let path = folder.join("server");
+    let server = UnixListener::bind(&path).unwrap();
+    server.set_nonblocking(true).unwrap();
+    (server, rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap())
 }
 
 fn start(vsock: &mut Vsock, memory: &Memory) -> (Driver, Driver) {
