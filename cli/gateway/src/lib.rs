@@ -1,0 +1,7 @@
+//! `coracle gateway`: the only way from a sandbox to a network.
+//! It owns what may be reached (policy), how (streams, names, published ports) and with whose credentials (interception). It
+//! knows nothing of KVM, and believes nothing that the guest says.
+
+pub mod credentials;
+pub mod intercept;
+pub mod policy;
