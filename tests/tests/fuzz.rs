@@ -71,4 +71,6 @@ targets! {
     balloon 3_000,
     fs 3_000,
     vsock 3_000,
+    client_greeting 50_000,
+    request_head 50_000,
 }

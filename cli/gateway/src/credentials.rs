@@ -60,9 +60,14 @@ enum Form {
 }
 
 impl Secrets {
-    /// Those of a sandbox: stored for it, before stored for all, before lent by who started it.
+    /// Those of a sandbox, from what is in the folder of settings now.
     pub fn load(settings: &Path, sandbox: &str, lent: &[Lent]) -> Result<Self> {
-        let stored = Store::load(settings)?.secrets;
+        Self::new(&Store::load(settings)?, sandbox, lent)
+    }
+
+    /// Those of a sandbox: stored for it, before stored for all, before lent by who started it.
+    pub fn new(store: &Store, sandbox: &str, lent: &[Lent]) -> Result<Self> {
+        let stored = &store.secrets;
         let own = stored.iter().filter(|entry| entry.sandbox.as_deref() == Some(sandbox));
         let all = stored.iter().filter(|entry| entry.sandbox.is_none());
         let (_lives, lives) = watch::channel(());

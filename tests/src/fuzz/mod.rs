@@ -10,6 +10,7 @@ use crate::random::Random;
 
 mod devices;
 mod driver;
+mod gateway;
 mod messages;
 mod share;
 
@@ -22,7 +23,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "protocol", run: messages::protocol, seeds: messages::seeds },
     Target { name: "boot_config", run: messages::boot_config, seeds: messages::boot_config_seeds },
     Target { name: "share", run: share::share, seeds: none },
@@ -31,6 +32,8 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "balloon", run: devices::balloon, seeds: none },
     Target { name: "fs", run: devices::fs, seeds: none },
     Target { name: "vsock", run: devices::vsock, seeds: none },
+    Target { name: "client_greeting", run: gateway::client_greeting, seeds: gateway::client_greeting_seeds },
+    Target { name: "request_head", run: gateway::request_head, seeds: gateway::request_head_seeds },
 ];
 
 /// Runs the target of that name.

@@ -30,36 +30,37 @@ pub fn client_hello(bytes: &[u8]) -> Hello {
         [HANDSHAKE] | [HANDSHAKE, 3, ..] => {}
         _ => return Hello::NotTls,
     }
-    let Some(message) = handshake(bytes) else { return Hello::Sni(None) };
-    let [kind, high, middle, low, body @ ..] = message.as_slice() else { return incomplete(bytes) };
-    let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
-    if *kind != CLIENT_HELLO || length > HELLO_MAX {
-        return Hello::Sni(None);
-    }
-    match body.get(..length) {
-        Some(body) => Hello::Sni(server_name(&mut Reader(body)).flatten()),
-        None => incomplete(bytes),
+    match handshake(bytes) {
+        Some(body) if body.len() < HELLO_MAX => Hello::Sni(server_name(&mut Reader(&body)).flatten()),
+        None if bytes.len() < HELLO_MAX => Hello::Incomplete,
+        _ => Hello::Sni(None),
     }
 }
 
-fn incomplete(bytes: &[u8]) -> Hello {
-    if bytes.len() < HELLO_MAX { Hello::Incomplete } else { Hello::Sni(None) }
-}
-
-/// The records' content so far. RFC 8446, 5.1 "Record Layer": a message may be cut anywhere, and no record of it is empty.
+/// The first message's body, which is empty when there is no greeting in it; `None` when more bytes are needed. RFC 8446, 5.1
+/// "Record Layer": a message may be cut anywhere, and no record of it is empty. What follows it does not matter.
 fn handshake(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut message = Vec::new();
     let mut rest = bytes;
-    while let [kind, major, _, high, low, body @ ..] = rest {
+    loop {
+        if let [kind, high, middle, low, body @ ..] = message.as_slice() {
+            let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+            if *kind != CLIENT_HELLO || length > HELLO_MAX {
+                return Some(Vec::new());
+            }
+            if let Some(body) = body.get(..length) {
+                return Some(body.to_vec());
+            }
+        }
+        let [kind, major, _, high, low, body @ ..] = rest else { return None };
         let length = usize::from(*high) << 8 | usize::from(*low);
         if *kind != HANDSHAKE || *major != 3 || length == 0 || length > RECORD_MAX {
-            return None;
+            return Some(Vec::new());
         }
         let whole = length.min(body.len());
         message.extend_from_slice(&body[..whole]);
         rest = &body[whole..];
     }
-    Some(message)
 }
 
 /// RFC 8446, 4.1.2 "Client Hello"; the outer `None` is one that is broken.
@@ -167,7 +168,7 @@ mod tests {
         let hello = hello_to("API.example.com");
         let found = Hello::Sni(Some("api.example.com".into()));
         assert_eq!(client_hello(&hello), found);
-        assert_eq!(client_hello(&[&hello[..], b"more"].concat()[..hello.len()]), found);
+        assert_eq!(client_hello(&[&hello[..], b"more"].concat()), found);
         for size in [1, 3, 100] {
             assert_eq!(client_hello(&cut(&hello, size)), found);
         }
@@ -206,6 +207,7 @@ mod tests {
             &[22, 3, 1, 0, 4, 1, 0, 0, 0],
             &[22, 3, 1, 0, 4, 1, 0xff, 0, 0],
             &[22, 3, 1, 0, 1, 1, 23, 3, 1, 0, 1, 0],
+            &[22, 3, 1, 0, 3, 1, 0, 0, 22, 2, 1, 0, 1, 0],
             &endless,
         ] {
             assert_eq!(client_hello(broken), Hello::Sni(None));

@@ -1,0 +1,144 @@
+//! What a guest says to the gateway before it is believed: TLS greetings, and heads of requests to hosts that have a secret.
+
+use std::sync::{Arc, LazyLock};
+
+use gateway::credentials::{Injection, Lent, Secrets, Store};
+use gateway::intercept::{Hello, client_hello, inject, is_host, prepare};
+use http::{HeaderValue, Request, Uri, Version};
+
+use super::Choices;
+
+/// What is found in a greeting does not change with what comes later, and is what rustls finds, where that finds anything.
+pub fn client_greeting(input: &[u8]) {
+    let (cut, bytes) = input.split_first().unwrap_or((&0, &[]));
+    let whole = client_hello(bytes);
+    let part = client_hello(&bytes[..usize::from(*cut).min(bytes.len())]);
+    assert!(part == whole || part == Hello::Incomplete, "{part:?} {whole:?}");
+    if let Hello::Sni(Some(name)) = &whole {
+        assert!(is_host(name) && *name == name.to_ascii_lowercase(), "{name}");
+    }
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while acceptor.read_tls(&mut rest).is_ok_and(|count| count > 0) {}
+    if let Ok(Some(accepted)) = acceptor.accept()
+        && let Some(name) = accepted.client_hello().server_name()
+    {
+        // It knows names with a dot at their end, and such.
+        let same = [Hello::Sni(None), Hello::Sni(Some(name.to_ascii_lowercase()))];
+        assert!(same.contains(&whole), "{name} {whole:?}");
+    }
+}
+
+pub fn client_greeting_seeds() -> Vec<Vec<u8>> {
+    let greeting = |name: &'static str| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = name.try_into().expect("it is a name");
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("it can start");
+        let mut bytes = vec![64];
+        client.write_tls(&mut bytes).expect("memory takes it");
+        bytes
+    };
+    vec![greeting("api.example.com"), greeting("192.0.2.1"), b"\x05GET / HTTP/1.1\r\n\r\n".to_vec()]
+}
+
+static SECRETS: LazyLock<Secrets> = LazyLock::new(|| {
+    let lent = ["anthropic", "github", "google"]
+        .map(|service| Lent { service: service.into(), secret: "s3cret-s3cret".into() });
+    Secrets::new(&Store::default(), "box", &lent).expect("these services are known")
+});
+const HOSTS: [&str; 3] = ["api.anthropic.com", "github.com", "generativelanguage.googleapis.com"];
+/// What is in a head by chance too rarely.
+const NAMES: [&str; 10] = [
+    "host",
+    "authorization",
+    "x-api-key",
+    "cookie",
+    "connection",
+    "upgrade",
+    "te",
+    "transfer-encoding",
+    "content-length",
+    "sec-websocket-protocol",
+];
+const VALUES: [&str; 8] = [
+    "api.anthropic.com",
+    "github.com:443",
+    "generativelanguage.googleapis.com",
+    "upgrade, host",
+    "websocket",
+    "theirs",
+    "trailers",
+    "openai-insecure-api-key.theirs",
+];
+const TARGETS: [&str; 6] = [
+    "/",
+    "/a?key=theirs&b=1",
+    "/?%61ccess_token=theirs",
+    "*",
+    "https://github.com/x?token=theirs",
+    "http://github.com/",
+];
+
+/// A head that is sent on is for the one host, has our credential once and nobody else's.
+pub fn request_head(input: &[u8]) {
+    let mut choices = Choices(input);
+    let injection = SECRETS.for_host(choices.of(&HOSTS), 443).expect("it has a secret");
+    let Some(mut head) = head(&mut choices) else { return };
+    if prepare(&mut head, injection).is_err() {
+        return;
+    }
+    inject(&mut head, injection, HeaderValue::from_static("ours"));
+    check(&head, injection);
+}
+
+fn head(choices: &mut Choices<'_>) -> Option<http::request::Parts> {
+    let version = choices.of(&[Version::HTTP_10, Version::HTTP_11, Version::HTTP_2]);
+    let target = match choices.byte() {
+        0..192 => choices.of(&TARGETS).parse::<Uri>().ok()?,
+        length => Uri::try_from(choices.take(usize::from(length)).to_vec()).ok()?,
+    };
+    let mut request = Request::builder().version(version).uri(target);
+    while !choices.is_empty() {
+        let length = usize::from(choices.byte());
+        let (named, valued) = (length % 4 > 0, length % 8 > 1);
+        let name =
+            if named { choices.of(&NAMES).as_bytes().to_vec() } else { choices.take(length / 8).to_vec() };
+        let value =
+            if valued { choices.of(&VALUES).as_bytes().to_vec() } else { choices.take(length / 8).to_vec() };
+        request = request.header(name, value);
+    }
+    Some(request.body(()).ok()?.into_parts().0)
+}
+
+fn check(head: &http::request::Parts, injection: &Injection) {
+    let text = |name: &str| head.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    assert_eq!(text(injection.header.as_str()), [b"ours"]);
+    for name in ["authorization", "x-api-key", "x-goog-api-key", "proxy-authorization"] {
+        assert!(name == injection.header.as_str() || text(name).is_empty(), "{head:?}");
+    }
+    let hosts = match head.version {
+        Version::HTTP_2 => head.uri.authority().map(|it| it.as_str().as_bytes()).into_iter().collect(),
+        _ => text("host"),
+    };
+    assert_eq!(hosts, [injection.host.as_bytes()], "{head:?}");
+    assert!(text("transfer-encoding").is_empty() && text("connection").len() <= 1, "{head:?}");
+    let query = head.uri.query().unwrap_or_default();
+    let key = |parameter: &str| {
+        parameter.split('=').next().is_some_and(|name| name.eq_ignore_ascii_case("access_token"))
+    };
+    assert!(!query.split('&').any(key), "{query}");
+}
+
+pub fn request_head_seeds() -> Vec<Vec<u8>> {
+    // HTTP/1.1 to github.com with these, by their places in the lists.
+    vec![
+        vec![1, 1, 0, 1, 7, 0, 1, 7, 1, 5, 7, 3, 5],
+        vec![1, 2, 0, 4, 7, 1, 5],
+        vec![0, 1, 0, 0, 7, 0, 0, 7, 4, 3, 7, 5, 4],
+    ]
+}
