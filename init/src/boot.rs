@@ -1,6 +1,7 @@
 //! The boot: from an empty initramfs to a listening exec server, in steps that can be read from top to bottom.
 //! It owns their order. What is mounted is decided by `plan`, and done by `apply`.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ use crate::exec::server::Server;
 use crate::housekeeping::Housekeeping;
 use crate::mark::{Mark, Port};
 use crate::reap::Container;
-use crate::{apply, plan, power, sys, vsock};
+use crate::{apply, plan, power, sys, trust, vsock};
 
 /// The boot config's place, `protocol::BOOT_FILE` in the initramfs.
 const BOOT_FILE: &str = "/boot.bin";
@@ -49,6 +50,9 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
     loopback_up().context("bring the loopback interface up")?;
     let disk = apply::apply_all(&plan::plan(&config)?)?;
     mark(port.as_ref(), Mark::WorkspaceMounted);
+    if !config.authority.is_empty() {
+        trust::install(Path::new("/"), &config.authority);
+    }
 
     set_limits(&config).context("set resource limits")?;
     let container = Container::start().context("start the container")?;

@@ -21,6 +21,7 @@ pub mod power;
 
 pub mod mark;
 pub mod sys;
+pub mod trust;
 mod vsock;
 
 use std::fmt::Display;

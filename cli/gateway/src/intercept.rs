@@ -35,7 +35,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::client::TlsStream as OutStream;
 use tokio_rustls::server::TlsStream as InStream;
 
-pub use authority::{Authority, CERTIFICATE, NAME, certificate, ensure as ensure_authority};
+pub use authority::{Authority, CERTIFICATE, certificate, ensure as ensure_authority};
 pub use head::{Refusal, inject, prepare};
 pub use hello::{HELLO_MAX, Hello, client_hello, is_host};
 

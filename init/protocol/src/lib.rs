@@ -52,6 +52,8 @@ pub const MESSAGE_LEN_MAX: usize = 4 << 10;
 pub const LAYERS_MAX: u8 = 16;
 /// Shares of a sandbox.
 pub const MOUNTS_MAX: usize = 64;
+/// Bytes of a certificate for the sandbox, as PEM.
+pub const AUTHORITY_LEN_MAX: usize = 4 << 10;
 /// Ranges of hot-added memory.
 pub const HOT_MEMORY_MAX: usize = 16;
 /// The highest signal number.
@@ -192,6 +194,8 @@ pub struct BootConfig {
     pub docker: bool,
     /// Address and interrupt line of the virtio-mmio device that the kernel is told of after the first command has started.
     pub late_device: (u64, u8),
+    /// What the sandbox's programs are to trust besides what they do: a certificate as PEM. Empty is none.
+    pub authority: Vec<u8>,
     /// The guest's wall clock at start, nanoseconds since the epoch (there is no RTC).
     pub wall_clock_ns: u64,
 }

@@ -3,9 +3,9 @@
 
 use crate::wire::{HEADER_LEN, Reader, Writer};
 use crate::{
-    ARG_LEN_MAX, ARGV_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN, HOSTNAME_LEN_MAX,
-    HOT_MEMORY_MAX, Hello, LAYERS_MAX, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX, PATH_LEN_MAX, Reply,
-    Request, Role, SIGNAL_MAX, Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
+    ARG_LEN_MAX, ARGV_MAX, AUTHORITY_LEN_MAX, BootConfig, ENV_MAX, Error, Exec, FRAME_MAX, HELLO_LEN,
+    HOSTNAME_LEN_MAX, HOT_MEMORY_MAX, Hello, LAYERS_MAX, MESSAGE_LEN_MAX, MOUNTS_MAX, Mount, NAME_LEN_MAX,
+    PATH_LEN_MAX, Reply, Request, Role, SIGNAL_MAX, Stdio, TAG_LEN_MAX, USER_LEN_MAX, VERSION, WinSize,
 };
 
 const HELLO: u8 = 0x01;
@@ -172,6 +172,7 @@ impl Message for BootConfig {
         w.u8(self.docker.into());
         w.u64(self.late_device.0);
         w.u8(self.late_device.1);
+        w.bytes("authority", AUTHORITY_LEN_MAX, &self.authority)?;
         w.u64(self.wall_clock_ns);
         w.finish()
     }
@@ -189,9 +190,10 @@ impl Message for BootConfig {
         })?;
         let docker = r.bool("docker")?;
         let late_device = (r.u64("late device's address")?, r.u8("late device's interrupt")?);
+        let authority = r.bytes("authority", AUTHORITY_LEN_MAX)?.to_vec();
         let wall_clock_ns = r.u64("wall clock")?;
         r.end()?;
-        Ok(Self { hostname, layers, mounts, hot_memory, docker, late_device, wall_clock_ns })
+        Ok(Self { hostname, layers, mounts, hot_memory, docker, late_device, authority, wall_clock_ns })
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::CString;
 use std::io::Read;
+use std::path::Path;
 
 use protocol::{Exec, Message, Reply};
 use rustix::fd::{AsFd, OwnedFd};
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use super::search::{self, NOT_EXECUTABLE, quoted};
 use super::user::{self, User};
 use crate::mark::{Mark, Port};
-use crate::{housekeeping, sys};
+use crate::{housekeeping, sys, trust};
 
 /// Coracle's own failure, as with `docker run`.
 pub const FAILED: u8 = 125;
@@ -41,7 +42,7 @@ pub fn launch(exec: Exec, streams: &Streams, port: Option<Port>, report: &OwnedF
     let (code, message) = prepare(&exec, streams).map_or_else(
         |failure| failure,
         |user| {
-            let env = user::complete(exec.env, &user);
+            let env = trust::complete(user::complete(exec.env, &user), Path::new("/"));
             become_command(&exec.argv, &env, port)
         },
     );

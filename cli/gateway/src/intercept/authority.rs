@@ -27,7 +27,8 @@ const KEY: &str = "authority.key";
 /// The certificate for the guest. It is written last: where it is, the key is.
 pub const CERTIFICATE: &str = "authority.pem";
 /// The same for all sandboxes: the guest finds the certificate by a hash of it.
-pub const NAME: &str = "Coracle sandbox";
+const NAME: &str = "Coracle sandbox";
+const LEAF: &str = "Coracle gateway";
 /// Hosts whose certificates are kept; beyond them all are made anew.
 const HOSTS_MAX: usize = 64;
 /// How long a host's certificate is used, and for how long it is valid: a sandbox's clock may be off by some days.
@@ -112,7 +113,8 @@ impl Authority {
 
     fn sign(&self, name: &str) -> Result<ServerConfig> {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.distinguished_name = DistinguishedName::new();
+        // Without any name, strict clients would have another extension marked as critical.
+        params.distinguished_name = subject(LEAF);
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         params.not_before = date_time_ymd(1970, 1, 1) + now.saturating_sub(VALID_BEFORE);
         params.not_after = date_time_ymd(1970, 1, 1) + now + VALID_AFTER;
@@ -139,14 +141,18 @@ impl std::fmt::Debug for Authority {
 /// Of the authority's own certificate; all but the key is the same for all, so that the key alone has to be kept.
 fn params() -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new())?;
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, NAME);
-    params.distinguished_name = name;
+    params.distinguished_name = subject(NAME);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2049, 12, 31);
     Ok(params)
+}
+
+fn subject(text: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, text);
+    name
 }
 
 /// RFC 7468, 5.1 "Encoding" of certificates.
