@@ -8,13 +8,17 @@ use argh::{ArgsInfo, CommandInfoWithArgs, EarlyExit, FromArgs};
 use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
-use crate::cmd::{Typed, agents, doctor, exec, ls, resize, rm, run, stats, stop, template, version, vmm};
+use crate::cmd::{
+    Typed, agents, doctor, exec, ls, resize, rm, run, secret, stats, stop, template, version, vmm,
+};
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
-pub const NAMES: [&str; 12] =
-    ["run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "doctor", "version", "help"];
+pub const NAMES: [&str; 13] = [
+    "run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "secret", "doctor",
+    "version", "help",
+];
 
 #[derive(FromArgs)]
 #[argh(
@@ -42,7 +46,6 @@ pub struct Args {
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Command {
     Run(run::Args),
     Exec(exec::Args),
@@ -53,6 +56,7 @@ pub enum Command {
     Rm(rm::Args),
     Agents(agents::Args),
     Template(template::Args),
+    Secret(secret::Args),
     Doctor(doctor::Args),
     Version(version::Args),
 }
@@ -71,13 +75,20 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "doctor" => (doctor::Args::get_args_info(), Tail::None),
         "version" => (version::Args::get_args_info(), Tail::None),
         "vmm" => (vmm::Args::get_args_info(), Tail::None),
-        _ => return template::describe(name).map(|info| (info, Tail::None)),
+        _ => {
+            let info = template::describe(name).or_else(|| secret::describe(name));
+            return info.map(|info| (info, Tail::None));
+        }
     })
 }
 
 /// The commands of a group.
 pub fn members(group: &str) -> Option<&'static [&'static str]> {
-    (group == "template").then_some(&template::NAMES)
+    match group {
+        "template" => Some(&template::NAMES),
+        "secret" => Some(&secret::NAMES),
+        _ => None,
+    }
 }
 
 /// Parses and runs a command line. The first value is whether all causes of an error are wanted.
@@ -109,6 +120,7 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
         Command::Rm(args) => args.run(typed),
         Command::Agents(args) => args.run(typed),
         Command::Template(args) => args.run(typed),
+        Command::Secret(args) => args.run(typed),
         Command::Doctor(args) => args.run(typed),
         Command::Version(args) => args.run(typed),
     }

@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
+use gateway::credentials::Lent;
 
 use crate::launch::{self, Launched};
 use crate::report::Report;
@@ -48,6 +49,8 @@ pub struct Attach<'a> {
     pub signals: &'a Signals,
     /// Every kernel message goes to the console log, if this starts the sandbox.
     pub console: bool,
+    /// For the gateway, if this starts the sandbox.
+    pub lent: &'a [Lent],
 }
 
 impl Attach<'_> {
@@ -67,7 +70,7 @@ impl Attach<'_> {
             };
             match free {
                 Locked::Ours(lock) => {
-                    visit.launched = Some(launch::start(self.sandbox, &lock, self.console)?)
+                    visit.launched = Some(launch::start(self.sandbox, &lock, self.console, self.lent)?)
                 }
                 Locked::Gone => bail!(Removed(self.sandbox.name.clone())),
                 Locked::Busy => {}

@@ -19,6 +19,8 @@ pub struct Wishes<'a> {
     pub workdir: Option<&'a OsStr>,
     pub user: Option<&'a str>,
     pub stdio: Stdio,
+    /// Placeholders for credentials; what else says a value comes before them.
+    pub placeholders: &'a [OsString],
 }
 
 /// Where programs are, for an image that does not say.
@@ -29,7 +31,7 @@ pub fn build(config: &SandboxConfig, argv: Vec<Vec<u8>>, wishes: &Wishes<'_>) ->
     let stored = config.env();
     let term = matches!(wishes.stdio, Stdio::Tty(_)).then(env::term);
     let image = [PATH].into_iter().chain(config.image.env.iter().map(String::as_str)).map(OsStr::new);
-    let layers = image.chain(term.as_deref());
+    let layers = image.chain(term.as_deref()).chain(wishes.placeholders.iter().map(OsString::as_os_str));
     let layers = layers.chain(stored.iter().chain(wishes.env).map(OsString::as_os_str));
     let first = config.workspaces[0].path.as_os_str();
     Command::new(Exec {

@@ -10,10 +10,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use gateway::credentials::Lent;
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmm::marks::{self, Mark};
 
+use crate::credentials;
 use crate::store::{Lock, Sandbox, file};
 
 /// This very program, even if its file has been replaced or removed since it was started.
@@ -27,12 +29,13 @@ pub struct Launched {
 }
 
 /// Starts the VMM of a sandbox whose lock is ours; drop the lock then, for it is the VMM's.
-pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool) -> Result<Launched> {
+pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool, lent: &[Lent]) -> Result<Launched> {
     let listener = listen(sandbox)?;
     let marks = sandbox.create_file(file::MARKS)?;
     // Emptied now: what is in it later is from this start.
     sandbox.create_file(file::EXIT)?;
     let log = sandbox.create_file(file::LOG)?;
+    credentials::leave_names(sandbox, lent)?;
     let mut command = Command::new(SELF);
     command.arg0("coracle").arg("vmm").arg("--dir").arg(&sandbox.path);
     if console {

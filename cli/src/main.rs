@@ -7,6 +7,7 @@ mod argv;
 mod agents;
 mod cmd;
 mod config;
+mod credentials;
 mod env;
 mod git;
 mod units;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use protocol::WinSize;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// A terminal in raw mode.
 #[derive(Debug)]
@@ -52,6 +52,30 @@ fn restore_on_panic(mode: &RawMode<'_>) -> io::Result<()> {
         report(panic);
     }));
     Ok(())
+}
+
+/// A terminal that does not show what is typed.
+#[derive(Debug)]
+pub struct Unseen<'fd> {
+    terminal: BorrowedFd<'fd>,
+    before: Termios,
+}
+
+impl<'fd> Unseen<'fd> {
+    pub fn enter(terminal: BorrowedFd<'fd>) -> io::Result<Self> {
+        let before = tcgetattr(terminal)?;
+        let mut unseen = before.clone();
+        unseen.local_modes.remove(LocalModes::ECHO);
+        // What was typed ahead has been shown.
+        tcsetattr(terminal, OptionalActions::Flush, &unseen)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        let _ = tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
+    }
 }
 
 /// The terminal's size; 80 by 24 where it does not know (0 by 0 is what a serial line says).

@@ -277,7 +277,7 @@ fn a_strange_umask_breaks_nothing() {
 fn help_teaches() {
     let home = Home::new();
     expect_file!["help/coracle.txt"].assert_eq(home.run(["help"]).stdout());
-    for command in ["run", "exec", "ls", "stats", "resize", "stop", "rm", "doctor", "version"] {
+    for command in ["run", "exec", "ls", "stats", "resize", "stop", "rm", "secret", "doctor", "version"] {
         let help = home.run(["help", command]);
         assert_eq!(help.stdout(), home.run([command, "--help"]).stdout());
         assert_eq!(help.stdout(), home.run([command, "-h"]).stdout());

@@ -156,7 +156,7 @@ impl Injection {
         let named = || format!("the credential for {}", self.service);
         let secret = self.source.secret().await.with_context(named)?;
         let text = match &self.form {
-            Form::Custom(format) => format.replace("{}", &secret),
+            Form::Custom(format) => format.replace("%s", &secret),
             Form::Known { service, format } => {
                 format.unwrap_or(service.kind(Some(&secret)).format).apply(&secret)
             }

@@ -11,6 +11,7 @@ use protocol::Stdio;
 use crate::attach::Attach;
 use crate::cmd::{Typed, run};
 use crate::command::{self, Wishes};
+use crate::credentials::Credentials;
 use crate::session::{self, Streams};
 use crate::store::Store;
 use crate::text::Raw;
@@ -69,13 +70,16 @@ impl Args {
         let config = sandbox.config().with_context(|| run::broken(&sandbox.name))?;
         parts::ready(config.disk_mib)?;
         templates::layers(&config.image)?;
-        let wishes = Wishes { env: &env, workdir: workdir.as_deref(), user: user.as_deref(), stdio };
+        let granted = Credentials::gather_for(&config.agent)?.grant(&sandbox)?;
+        let (workdir, user) = (workdir.as_deref(), user.as_deref());
+        let wishes = Wishes { env: &env, workdir, user, stdio, placeholders: &granted.env };
         let command = command::build(&config, argv, &wishes)?;
         store.collect_garbage();
         let signals = session::take_signals()?;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
-        let attach = Attach { store: &store, sandbox: &sandbox, streams, signals: &signals, console: false };
+        let (store, sandbox, signals, lent) = (&store, &sandbox, &signals, &granted.lent);
+        let attach = Attach { store, sandbox, streams, signals, console: false, lent };
         let attached = attach.run(&command, None).attached?;
         if let Some(message) = attached.message {
             output::note(&format!("coracle: {message}\n"));

@@ -10,6 +10,7 @@ pub mod ls;
 pub mod resize;
 pub mod rm;
 pub mod run;
+pub mod secret;
 pub mod stats;
 pub mod stop;
 pub mod template;

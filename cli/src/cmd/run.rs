@@ -16,6 +16,7 @@ use crate::attach::{Attach, Removed, Visit, plain_lines};
 use crate::cmd::Typed;
 use crate::command::{self, Wishes};
 use crate::config::{self, Request, SandboxConfig};
+use crate::credentials::Credentials;
 use crate::parts;
 use crate::session::{self, Command, Streams};
 use crate::store::{Lock, Sandbox, Store, file, new_id};
@@ -139,10 +140,12 @@ impl Args {
             Stdio::Pipes { stdin: wanted, stdout: wanted, stderr: wanted }
         };
         let fresh_disk = parts::ready(request.disk_mib())?;
+        let credentials = Credentials::gather(&request.agent)?;
         let own = Own { start_ns: typed.start_ns, ..Own::default() };
         let run = Run {
             request,
             fresh_disk,
+            credentials,
             template: None,
             tail,
             stdio,
@@ -159,6 +162,7 @@ impl Args {
 struct Run {
     request: Request,
     fresh_disk: PathBuf,
+    credentials: Credentials,
     /// Once it is known to be needed, and there.
     template: Option<Template>,
     /// What followed `--`.
@@ -183,7 +187,7 @@ impl Run {
         // What would be wrong with the command in a new sandbox is wrong in any.
         let draft = self.request.config(String::new(), &Template::default(), 0);
         if !draft.workspaces.is_empty() {
-            self.command(&draft)?;
+            self.command(&draft, &[])?;
         }
         // Before anything is changed; and it may take minutes, in which signals end this command as any other.
         let is_new = match Store::open()? {
@@ -211,7 +215,7 @@ impl Run {
         bail!("other commands keep removing the sandbox; try again")
     }
 
-    fn command(&self, config: &SandboxConfig) -> Result<Command> {
+    fn command(&self, config: &SandboxConfig, placeholders: &[OsString]) -> Result<Command> {
         let image = &config.image;
         let (argv, is_own) = match self.detach {
             // Any command that ends at once shows that the sandbox is up.
@@ -220,7 +224,8 @@ impl Run {
         };
         let own_place = Some(image.workdir.as_str()).filter(|workdir| is_own && !workdir.is_empty());
         let workdir = self.request.workdir.as_deref().or(own_place.map(OsStr::new));
-        let wishes = Wishes { env: &self.request.env, workdir, user: None, stdio: self.stdio };
+        let env = &self.request.env;
+        let wishes = Wishes { env, workdir, user: None, stdio: self.stdio, placeholders };
         command::build(config, argv, &wishes)
     }
 
@@ -297,7 +302,7 @@ impl Run {
         let template = self.template()?;
         let config = self.request.config(new_id()?, &template, now_s);
         config.check_memory()?;
-        self.command(&config)?;
+        self.command(&config, &[])?;
         let draft = store.draft(&config, &self.fresh_disk, self.request.ephemeral)?;
         match store.publish(draft, name)? {
             Ok((sandbox, lock)) => Ok(Some(Chosen { sandbox, config, created: Some(lock) })),
@@ -311,11 +316,13 @@ impl Run {
     fn visit(&mut self, store: &Store, chosen: Chosen, signals: &Signals) -> Result<u8> {
         let Chosen { sandbox, config, created: lock } = chosen;
         templates::layers(&config.image)?;
-        let command = self.command(&config)?;
+        let granted = self.credentials.grant(&sandbox)?;
+        let command = self.command(&config, &granted.env)?;
         let created = lock.is_some();
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
-        let attach = Attach { store, sandbox: &sandbox, streams, signals, console: self.console };
+        let (console, lent) = (self.console, &granted.lent);
+        let attach = Attach { store, sandbox: &sandbox, streams, signals, console, lent };
         let visit = attach.run(&command, lock);
         self.own.exit_code_ns = now_ns();
         if self.console && visit.launched.is_some() {

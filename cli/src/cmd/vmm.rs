@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use argh::{ArgsInfo, FromArgs};
+use gateway::intercept;
 use protocol::{BootConfig, Hello, Message, Mount, Request, Role};
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, openat2};
 use vmm::config::{Disk, Rules, Share, Vsock};
@@ -136,7 +137,7 @@ fn machine(
         memory_mib: config.memory_mib,
         kernel: open_part(&parts::kernel()?)?,
         initramfs: open_part(&parts::initramfs()?)?,
-        boot_file: boot_config(sandbox, config, count).encode().context("encode the boot configuration")?,
+        boot_file: boot_config(sandbox, config, count)?.encode().context("encode the boot configuration")?,
         verbose_console: console,
         disks: vec![Disk { file: disk.into(), read_only: false, keep_free }],
         layers,
@@ -185,7 +186,7 @@ fn share(index: usize, workspace: &Workspace, hide: Vec<Vec<u8>>) -> Result<Shar
     Ok(Share { tag: tag(index), root, read_only: workspace.read_only, only, rules })
 }
 
-fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> BootConfig {
+fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> Result<BootConfig> {
     let mount = |(index, workspace): (usize, &Workspace)| Mount {
         tag: tag(index),
         path: workspace.path.as_os_str().as_bytes().to_vec(),
@@ -196,15 +197,16 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> BootCon
     // A folder in another's is mounted over it.
     mounts.sort_by_key(|mount| mount.path.iter().filter(|&&byte| byte == b'/').count());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    BootConfig {
+    Ok(BootConfig {
         hostname: sandbox.name.clone(),
         layers,
         mounts,
         hot_memory: layout::hot_ranges(config.memory_mib),
         docker: !config.no_docker,
         late_device: layout::slot(layout::LATE_SLOT),
+        authority: intercept::certificate(&sandbox.path)?.unwrap_or_default().into_bytes(),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-    }
+    })
 }
 
 /// What the VMM sends to init to end the guest, without knowing what it means.

@@ -27,6 +27,8 @@ pub mod file {
     pub const EXIT: &str = "exit.json";
     /// What the VMM process itself had to say, before it could do better.
     pub const LOG: &str = "vmm.log";
+    /// Of which services this command's environment, or another's, has lent the running sandbox secrets.
+    pub const LENT: &str = "lent";
     /// There: the sandbox goes when its VM does.
     pub const EPHEMERAL: &str = "ephemeral";
 }

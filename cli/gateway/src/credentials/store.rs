@@ -52,7 +52,7 @@ pub struct Custom {
     /// Host and port.
     pub hosts: Vec<(String, u16)>,
     pub header: String,
-    /// With `{}` where the secret goes.
+    /// With `%s` where the secret goes.
     pub format: String,
     /// What the guest has set to the placeholder.
     #[serde(default)]
@@ -146,7 +146,7 @@ mod tests {
         let custom = Custom {
             hosts: vec![("api.example.com".into(), 8443)],
             header: "x-key".into(),
-            format: "{}".into(),
+            format: "%s".into(),
             variables: vec!["KEY".into()],
         };
         let own = Entry {

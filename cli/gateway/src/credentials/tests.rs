@@ -11,7 +11,7 @@ fn custom(service: &str, host: &str, port: u16) -> Entry {
     let custom = Custom {
         hosts: vec![(host.into(), port)],
         header: "X-Thing".into(),
-        format: "thing={}".into(),
+        format: "thing=%s".into(),
         variables: vec!["THING".into()],
     };
     Entry { custom: Some(custom), ..entry(service, None, "custom-secret") }

@@ -100,12 +100,12 @@ impl World {
         }
     }
 
-    /// The secrets of a sandbox that has one, for the host; `{}` in the header's value.
+    /// The secrets of a sandbox that has one, for the host.
     pub fn secrets(&self, origin: Origin) -> Secrets {
         let custom = Custom {
             hosts: vec![(HOST.into(), 443)],
             header: "authorization".into(),
-            format: "Bearer {}".into(),
+            format: "Bearer %s".into(),
             variables: Vec::new(),
         };
         let entry = Entry { service: "mine".into(), sandbox: None, origin, custom: Some(custom) };
