@@ -43,13 +43,13 @@ impl Credentials {
         Self::gather(&agents::find(agent.as_ref()).unwrap_or_default())
     }
 
-    /// What a sandbox gets that is about to be started or entered. The first time there is any, it is given an authority.
-    pub fn grant(&self, sandbox: &Sandbox) -> Result<Granted> {
+    /// What a sandbox gets that is about to be started, or entered when it runs. The first time there is any, it is given an
+    /// authority.
+    pub fn grant(&self, sandbox: &Sandbox, running: bool) -> Result<Granted> {
         let (store, mut lent) = (&self.store, self.lent.clone());
         if store.secrets.is_empty() && lent.is_empty() {
             return Ok(Granted::default());
         }
-        let running = sandbox.is_running();
         if running {
             // The gateway has what was lent to it at the start.
             let known = lent_at_start(sandbox);

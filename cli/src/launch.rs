@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use gateway::credentials::Lent;
+use gateway::credentials::{Lent, variables};
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmm::marks::{self, Mark};
@@ -40,6 +40,10 @@ pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool, lent: &[Lent]) -> Re
     command.arg0("coracle").arg("vmm").arg("--dir").arg(&sandbox.path);
     if console {
         command.arg("--console");
+    }
+    // It has no use for them, and is what a guest that gets out of its machine is in.
+    for variable in variables().filter(|variable| std::env::var_os(variable).is_some()) {
+        command.env_remove(variable);
     }
     // The two descriptors that it must inherit are its standard ones: nothing else has to be open across the exec. A
     // process group of its own keeps the terminal's signals away from it.

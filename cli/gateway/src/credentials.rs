@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::intercept::body;
 pub use lent::Lent;
-pub use service::{Format, SERVICES, Service, find};
+pub use service::{Format, SERVICES, Service, find, variables};
 pub use source::{SECRET_MAX, check};
 pub use store::{Custom, Entry, FILE, Origin, Store};
 

@@ -70,7 +70,7 @@ impl Args {
         let config = sandbox.config().with_context(|| run::broken(&sandbox.name))?;
         parts::ready(config.disk_mib)?;
         templates::layers(&config.image)?;
-        let granted = Credentials::gather_for(&config.agent)?.grant(&sandbox)?;
+        let granted = Credentials::gather_for(&config.agent)?.grant(&sandbox, sandbox.is_running())?;
         let (workdir, user) = (workdir.as_deref(), user.as_deref());
         let wishes = Wishes { env: &env, workdir, user, stdio, placeholders: &granted.env };
         let command = command::build(&config, argv, &wishes)?;

@@ -47,6 +47,8 @@ Input and output are a terminal when this command's are, else three separate str
 A folder that holds only hidden things looks empty and cannot be removed.",
     note = "docker, in the sandbox, is a daemon of its own that starts with its first use. A container that runs does not keep the
 sandbox from stopping when no session is open: for that there is --idle-timeout 0.",
+    note = "Credentials stay outside: see coracle help secret. ANTHROPIC_API_KEY, and its like for the services that the agent uses, are taken
+from this command's environment when none is stored; the sandbox sees a placeholder. With -e it sees what you give it.",
     note = "A sandbox keeps the CPUs, memory and disk that it was created with until coracle resize changes them. Idle timeout, folders,
 template, what is hidden and Docker are fixed; to change them, remove it or give another --name. Variables of -e and --env-file
 are kept with a new sandbox, and are for this session alone in one that exists. A path that itself ends in :ro is written with a
@@ -316,7 +318,7 @@ impl Run {
     fn visit(&mut self, store: &Store, chosen: Chosen, signals: &Signals) -> Result<u8> {
         let Chosen { sandbox, config, created: lock } = chosen;
         templates::layers(&config.image)?;
-        let granted = self.credentials.grant(&sandbox)?;
+        let granted = self.credentials.grant(&sandbox, lock.is_none() && sandbox.is_running())?;
         let command = self.command(&config, &granted.env)?;
         let created = lock.is_some();
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());

@@ -6,6 +6,7 @@ mod bad_input;
 mod churn;
 mod coherence;
 mod crash;
+mod credentials;
 mod disk;
 mod docker;
 mod hangs;

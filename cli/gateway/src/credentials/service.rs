@@ -127,6 +127,11 @@ pub fn find(name: &str) -> Option<&'static Service> {
     SERVICES.iter().find(|service| service.name == name)
 }
 
+/// All variables that a caller may have a secret of a known service in.
+pub fn variables() -> impl Iterator<Item = &'static str> {
+    SERVICES.iter().flat_map(Service::variables)
+}
+
 impl Service {
     /// How a secret is used; one that is not known yet is of the usual kind.
     pub fn kind(&self, secret: Option<&str>) -> &'static Kind {
