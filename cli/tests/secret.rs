@@ -215,7 +215,13 @@ fn a_broken_secret_is_told_before_anything_is_made() {
     let home = with_agent("about = 'x'\ncredentials = ['openai']");
     let mut command = home.command(["run", "shell"]);
     let ran = Ran::of(command.env("OPENAI_API_KEY", "s3cret with spaces").spawn().unwrap());
-    assert!(ran.code == Some(125) && ran.stderr.contains("OPENAI_API_KEY: a secret is one word"), "{ran:?}");
+    assert!(
+        ran.code == Some(125)
+            && ran
+                .stderr
+                .contains("OPENAI_API_KEY of your environment is not used; correct or unset it: a secret"),
+        "{ran:?}"
+    );
     assert!(!ran.stderr.contains("s3cret") && !home.path("state").exists());
     set(&home, &["openai"]);
     let file = home.path(".config/coracle/secrets.json");

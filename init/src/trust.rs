@@ -6,6 +6,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
+use rustix::fs::Access;
+
 /// Where update-ca-certificates looks, so that it stays trusted when that is run.
 const OWN: &str = "usr/local/share/ca-certificates/coracle.crt";
 /// Where Fedora's update-ca-trust does.
@@ -53,10 +55,10 @@ pub fn install(root: &Path, certificate: &[u8]) {
 
 /// `env` with what says so to programs that ask nobody else, where it is missing.
 pub fn complete(mut env: Vec<Vec<u8>>, root: &Path) -> Vec<Vec<u8>> {
-    if !root.join(OWN).exists() {
+    if !is_there(&root.join(OWN)) {
         return env;
     }
-    let bundle = BUNDLES.into_iter().find(|bundle| root.join(bundle).exists());
+    let bundle = BUNDLES.into_iter().find(|bundle| is_there(&root.join(bundle)));
     let added = ADDED.into_iter().map(|name| (name, OWN));
     let replaced = REPLACED.into_iter().filter_map(|name| Some((name, bundle?)));
     for (name, path) in added.chain(replaced) {
@@ -66,6 +68,10 @@ pub fn complete(mut env: Vec<Vec<u8>>, root: &Path) -> Vec<Vec<u8>> {
         }
     }
     env
+}
+
+fn is_there(path: &Path) -> bool {
+    rustix::fs::access(path, Access::EXISTS).is_ok()
 }
 
 /// Unless it is there.

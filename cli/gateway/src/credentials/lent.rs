@@ -31,7 +31,8 @@ impl Lent {
         for service in services.into_iter().filter_map(find) {
             let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
             let Some((name, value)) = service.variables().find_map(set) else { continue };
-            let secret = check(value.into_encoded_bytes()).with_context(|| name)?;
+            let secret = check(value.into_encoded_bytes())
+                .with_context(|| format!("{name} of your environment is not used; correct or unset it"))?;
             lent.push(Self { service: service.name.to_owned(), secret });
         }
         Ok(lent)
@@ -89,7 +90,7 @@ mod tests {
         }
         assert!(File::from(file).write_all(b"x").is_err());
         let error = format!("{:#}", Lent::from_environment(["github"], environment).unwrap_err());
-        assert!(error.starts_with("GH_TOKEN: ") && !error.contains("not lent"), "{error}");
+        assert!(error.starts_with("GH_TOKEN ") && !error.contains("not lent"), "{error}");
         assert!(!format!("{lent:?}").contains("s3cret"));
     }
 }
