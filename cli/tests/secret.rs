@@ -49,7 +49,8 @@ fn what_is_set_is_listed_masked_and_gone_when_removed() {
         [
             "SERVICE SANDBOX HOSTS SECRET",
             "anthropic box api.anthropic.com ...wxyz",
-            "github all api.github.com uploads.github.com raw.githubusercontent.com api.githubcopilot.com github.com \
+            "github all api.github.com uploads.github.com raw.githubusercontent.com api.githubcopilot.com \
+             api.individual.githubcopilot.com api.business.githubcopilot.com api.enterprise.githubcopilot.com github.com \
              gist.github.com command: gh auth token",
             "mine all api.example.com b.example.com:8443 ...wxyz",
             "anthropic all api.anthropic.com ...wxyz",

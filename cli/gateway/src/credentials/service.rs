@@ -92,6 +92,9 @@ pub static SERVICES: [Service; 4] = [
             host("uploads.github.com"),
             host("raw.githubusercontent.com"),
             host("api.githubcopilot.com"),
+            host("api.individual.githubcopilot.com"),
+            host("api.business.githubcopilot.com"),
+            host("api.enterprise.githubcopilot.com"),
             // Git's own protocol knows a name and a password; the token is the password, of anybody.
             Host { name: "github.com", format: Some(Format::Basic("x-access-token")), cookies: true },
             Host { name: "gist.github.com", format: Some(Format::Basic("x-access-token")), cookies: true },
