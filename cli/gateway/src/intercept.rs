@@ -100,6 +100,8 @@ where
 
     let reach = async {
         let stream = connect().await.with_context(|| format!("connect to {}", injection.host))?;
+        // Small messages are answers that somebody waits for, of HTTP/2's flow control above all.
+        stream.set_nodelay(true)?;
         authority.upstream.connect(stream, &injection.host, known).await
     };
     let host = timeout(CONNECT_TIMEOUT, reach).await.context("the host does not answer")??;

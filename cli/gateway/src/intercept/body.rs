@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Bytes, Incoming};
+use memchr::memmem::Finder;
 
 use super::head;
 use crate::credentials::Injection;
@@ -121,11 +122,12 @@ pub const LEAK: &str = "the host sends the credential back";
 
 /// What must not come back, in each of the forms in which it is sent.
 #[derive(Clone, Default)]
-pub struct Secrets(Vec<Vec<u8>>);
+pub struct Secrets(Vec<Finder<'static>>);
 
 impl Secrets {
     pub fn new(forms: impl IntoIterator<Item = Vec<u8>>) -> Self {
-        Self(forms.into_iter().filter(|form| form.len() >= NEEDLE_MIN).collect())
+        let forms = forms.into_iter().filter(|form| form.len() >= NEEDLE_MIN);
+        Self(forms.map(|form| Finder::new(&form).into_owned()).collect())
     }
 
     pub fn are_in(&self, headers: &HeaderMap) -> bool {
@@ -133,21 +135,13 @@ impl Secrets {
     }
 
     fn find(&self, text: &[u8]) -> bool {
-        self.0.iter().any(|secret| {
-            let mut rest = text;
-            while let Some(at) = rest.iter().position(|&byte| byte == secret[0]) {
-                if rest[at..].starts_with(secret) {
-                    return true;
-                }
-                rest = &rest[at + 1..];
-            }
-            false
-        })
+        self.0.iter().any(|secret| secret.find(text).is_some())
     }
 
     /// How many of the last bytes are a secret's first.
     fn open_end(&self, text: &[u8]) -> usize {
-        let of = |secret: &Vec<u8>| {
+        let of = |secret: &Finder<'_>| {
+            let secret = secret.needle();
             let longest = (secret.len() - 1).min(text.len());
             (1..=longest).rev().find(|&count| secret.starts_with(&text[text.len() - count..])).unwrap_or(0)
         };
