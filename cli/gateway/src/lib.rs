@@ -4,4 +4,5 @@
 
 pub mod credentials;
 pub mod intercept;
+pub mod log;
 pub mod policy;
