@@ -9,14 +9,14 @@ use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
 use crate::cmd::{
-    Typed, agents, doctor, exec, ls, resize, rm, run, secret, stats, stop, template, version, vmm,
+    Typed, agents, doctor, exec, ls, policy, resize, rm, run, secret, stats, stop, template, version, vmm,
 };
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
-pub const NAMES: [&str; 13] = [
-    "run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "secret", "doctor",
+pub const NAMES: [&str; 14] = [
+    "run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "policy", "secret", "doctor",
     "version", "help",
 ];
 
@@ -57,6 +57,7 @@ pub enum Command {
     Agents(agents::Args),
     Template(template::Args),
     Secret(secret::Args),
+    Policy(policy::Args),
     Doctor(doctor::Args),
     Version(version::Args),
 }
@@ -76,7 +77,9 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "version" => (version::Args::get_args_info(), Tail::None),
         "vmm" => (vmm::Args::get_args_info(), Tail::None),
         _ => {
-            let info = template::describe(name).or_else(|| secret::describe(name));
+            let info = template::describe(name)
+                .or_else(|| policy::describe(name))
+                .or_else(|| secret::describe(name));
             return info.map(|info| (info, Tail::None));
         }
     })
@@ -87,6 +90,7 @@ pub fn members(group: &str) -> Option<&'static [&'static str]> {
     match group {
         "template" => Some(&template::NAMES),
         "secret" => Some(&secret::NAMES),
+        "policy" => Some(&policy::NAMES),
         _ => None,
     }
 }
@@ -121,6 +125,7 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
         Command::Agents(args) => args.run(typed),
         Command::Template(args) => args.run(typed),
         Command::Secret(args) => args.run(typed),
+        Command::Policy(args) => args.run(typed),
         Command::Doctor(args) => args.run(typed),
         Command::Version(args) => args.run(typed),
     }

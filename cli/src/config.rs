@@ -6,12 +6,14 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use gateway::policy::Rules;
 use serde::{Deserialize, Serialize};
 use vmm::config::{CPUS_MAX, DEVICES_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 use vmm::layout;
 use vmm::virtio::fs::Patterns;
 
 use crate::agents::{self, Agent};
+use crate::cmd::policy::rules;
 use crate::cmd::run;
 use crate::parts::DISK_MIB_MIN;
 use crate::templates::images::{self, Pull};
@@ -167,6 +169,8 @@ pub struct Request {
     pub workspaces: Vec<Workspace>,
     /// In the order of their bytes, none twice. Empty is `None`.
     pub hide: Vec<OsString>,
+    /// Rules that it is to have of its own.
+    pub policy: Rules,
     pub no_docker: bool,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
@@ -196,6 +200,7 @@ impl Request {
             _ => workspace::resolve(&paths, WORKSPACES_MAX, &places::private()?)?,
         };
         let hide = check_hide(raws(&args.hide), &workspaces)?;
+        let policy = check_policy(args)?;
         let ephemeral = args.rm;
         Ok(Self {
             agent,
@@ -208,6 +213,7 @@ impl Request {
             idle_timeout_s,
             workspaces,
             hide,
+            policy,
             no_docker: args.no_docker,
             env,
             workdir,
@@ -295,6 +301,39 @@ impl Request {
         }
         Ok(())
     }
+
+    /// Whether the sandbox that is there has the rules that were asked for.
+    pub fn check_policy(&self, name: &str, read: impl FnOnce() -> Result<Option<Rules>>) -> Result<()> {
+        if self.policy == Rules::default() {
+            return Ok(());
+        }
+        let has = read()?.unwrap_or_default();
+        for (verb, asked, has) in
+            [("allow", &self.policy.allow, &has.allow), ("deny", &self.policy.deny, &has.deny)]
+        {
+            if let Some(rule) = asked.iter().find(|rule| !has.contains(rule)) {
+                bail!(
+                    "sandbox {name} has no rule --{verb} {rule}; add it with coracle policy {verb} --sandbox {name} {}, \
+                     or leave it out",
+                    quoted(rule.to_string())
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rules of `--allow` and `--deny`.
+fn check_policy(args: &run::Args) -> Result<Rules> {
+    let mut policy = Rules::default();
+    for (typed, list, flag) in
+        [(&args.allow, &mut policy.allow, "--allow"), (&args.deny, &mut policy.deny, "--deny")]
+    {
+        for typed in typed {
+            Rules::add(list, &rules(typed).context(flag)?);
+        }
+    }
+    Ok(policy)
 }
 
 fn this_folder() -> Result<Vec<Workspace>> {

@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use gateway::policy::{self, Rules};
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, RenameFlags, accessat, flock, fstat, openat, renameat_with, statat,
 };
@@ -295,6 +296,15 @@ impl Store {
 }
 
 impl Draft {
+    /// The sandbox's own rules, where it begins with some.
+    pub fn write_policy(&self, rules: &Rules) -> Result<()> {
+        if *rules == Rules::default() {
+            return Ok(());
+        }
+        let mut file = create(&self.dir, policy::NAME)?;
+        file.write_all(rules.text().as_bytes()).and_then(|()| file.sync_all()).context("write the policy")
+    }
+
     fn fill(&self, config: &SandboxConfig, fresh_disk: &Path, ephemeral: bool) -> Result<()> {
         let json = serde_json::to_vec_pretty(config).context("encode config.json")?;
         let mut file = create(&self.dir, file::CONFIG)?;

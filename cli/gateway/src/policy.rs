@@ -151,12 +151,12 @@ impl Policy {
             Host::Addr(_) => return Decision::denied(Reason::Elsewhere(addr)),
             Host::Name(name) => name,
         };
+        if let Some(denied) = self.deny.iter().find(|it| it.rule.denies(&Host::Addr(addr), to.port)) {
+            return denied.decision(false);
+        }
         if is_this_machine(name) {
             let loopback = addr.is_loopback();
             return if loopback { decision } else { Decision::denied(Reason::Elsewhere(addr)) };
-        }
-        if let Some(denied) = self.deny.iter().find(|it| it.rule.denies(&Host::Addr(addr), to.port)) {
-            return denied.decision(false);
         }
         match special(addr) {
             Some(special) if !self.allow.iter().any(|it| it.rule.names(addr, to.port)) => {

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod doctor;
 pub mod exec;
 pub mod ls;
+pub mod policy;
 pub mod resize;
 pub mod rm;
 pub mod run;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use argh::{ArgsInfo, FromArgs};
+use gateway::policy::{self, Rules};
 use protocol::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use vmm::marks::now_ns;
@@ -81,6 +82,13 @@ pub struct Args {
     /// such as secrets/*.pem; * and ? stand for parts of a name. Can be repeated
     #[argh(option, arg_name = "PATTERN")]
     pub hide: Vec<Raw>,
+    /// let the sandbox reach this as well, such as example.com or 10.0.0.5:5432; see coracle help policy. Can be
+    /// repeated, or have commas
+    #[argh(option, arg_name = "RULE")]
+    pub allow: Vec<Raw>,
+    /// refuse this to the sandbox, whatever else allows it. Can be repeated, or have commas
+    #[argh(option, arg_name = "RULE")]
+    pub deny: Vec<Raw>,
     /// leave out the sandbox's private Docker
     #[argh(switch)]
     pub no_docker: bool,
@@ -254,13 +262,13 @@ impl Run {
                 "sandbox {name} exists, and --rm is for new ones; leave out --rm, or give another --name"
             );
             let config = sandbox.config().with_context(|| broken(name))?;
-            self.request.check_against(name, &config)?;
+            self.check_against(&sandbox, &config)?;
             return Ok(Choice::Found(Box::new(Chosen { sandbox, config, created: None })));
         }
         if !self.request.ephemeral
             && let Some((sandbox, config)) = self.sandbox_here(store)?
         {
-            self.request.check_against(&sandbox.name, &config)?;
+            self.check_against(&sandbox, &config)?;
             return Ok(Choice::Found(Box::new(Chosen { sandbox, config, created: None })));
         }
         let agent = &self.request.agent.name;
@@ -269,6 +277,11 @@ impl Run {
         let free =
             names.find(|name| store.open_sandbox(OsStr::new(name)).is_ok_and(|sandbox| sandbox.is_none()));
         Ok(Choice::New(free.context("no name is free for the sandbox; give one with --name")?))
+    }
+
+    fn check_against(&self, sandbox: &Sandbox, config: &SandboxConfig) -> Result<()> {
+        self.request.check_against(&sandbox.name, config)?;
+        self.request.check_policy(&sandbox.name, || Rules::read(&sandbox.path.join(policy::NAME)))
     }
 
     /// The sandbox of this agent on this folder: the only one, or the one with the default name.
@@ -306,6 +319,7 @@ impl Run {
         config.check_memory()?;
         self.command(&config, &[])?;
         let draft = store.draft(&config, &self.fresh_disk, self.request.ephemeral)?;
+        draft.write_policy(&self.request.policy)?;
         match store.publish(draft, name)? {
             Ok((sandbox, lock)) => Ok(Some(Chosen { sandbox, config, created: Some(lock) })),
             Err(draft) => {

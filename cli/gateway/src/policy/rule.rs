@@ -91,9 +91,9 @@ fn before<'a>(name: &'a Name, suffix: &Name) -> Option<&'a str> {
     name.as_str().strip_suffix(suffix.as_str())?.strip_suffix('.')
 }
 
-/// The rules of a list with commas; the error names the one that is wrong.
-pub fn parse_list(text: &str) -> Result<Vec<Rule>, String> {
-    text.split(',').map(|rule| rule.parse().map_err(|error| format!("{rule:?} {error}"))).collect()
+/// The rules of a list with commas; the error is the one that is wrong, and the rest of a sentence about it.
+pub fn parse_list(text: &str) -> Result<Vec<Rule>, (&str, String)> {
+    text.split(',').map(|rule| rule.parse().map_err(|error| (rule, error))).collect()
 }
 
 impl FromStr for Rule {
