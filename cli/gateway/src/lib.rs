@@ -3,6 +3,11 @@
 //! knows nothing of KVM, and believes nothing that the guest says.
 
 pub mod credentials;
+pub mod dns;
 pub mod intercept;
 pub mod log;
+pub mod names;
 pub mod policy;
+mod resolve;
+pub mod stream;
+pub mod worker;

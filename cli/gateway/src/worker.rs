@@ -1,0 +1,103 @@
+//! The process that carries a sandbox's connections: it takes streams from the guest, decides, connects and splices.
+//! It owns the limits on all of them together. It is one thread, and holds nothing that another process needs: killed, it is
+//! started again, and what it carried is cut.
+
+mod connection;
+mod gate;
+mod questions;
+mod splice;
+
+use std::ffi::OsString;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
+
+use crate::credentials::Lent;
+use gate::Gate;
+
+/// Streams at once, DNS's among them; more wait in the socket.
+const CONNECTIONS_MAX: usize = 4096;
+/// Each connection has a descriptor on both sides; the rest are a few of our own, and resolvers' pipes.
+const DESCRIPTORS: u64 = 2 * CONNECTIONS_MAX as u64 + 512;
+/// Of this process in all: many times what the limits on buffers add up to.
+const MEMORY_MAX: u64 = 1 << 30;
+/// After an error that is not a connection's, such as no descriptor being left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whose gateway it is.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// The sandbox's folder and name.
+    pub folder: PathBuf,
+    pub sandbox: String,
+    /// The folder of the user's settings.
+    pub settings: PathBuf,
+    /// What the environment of who started the sandbox lends to it.
+    pub lent: Vec<Lent>,
+    /// Where the resolver's program is looked for, if not where all programs are.
+    pub path: Option<OsString>,
+}
+
+/// Carries what comes by a listening socket until SIGTERM.
+pub fn run(listener: UnixListener, place: Place) -> Result<()> {
+    confine().context("confine the gateway")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start the gateway's event loop")?;
+    LocalSet::new().block_on(&runtime, serve(listener, place))
+}
+
+/// The same, in a loop of the caller's.
+pub async fn serve(listener: UnixListener, place: Place) -> Result<()> {
+    listener.set_nonblocking(true).context("prepare the gateway's socket")?;
+    let listener = tokio::net::UnixListener::from_std(listener).context("use the gateway's socket")?;
+    let gate = Rc::new(Gate::open(place)?);
+    let mut ended = signal(SignalKind::terminate()).context("wait for signals")?;
+    let result = tokio::select! {
+        result = gate.watch() => result,
+        () = accept(&listener, &gate) => Ok(()),
+        _ = ended.recv() => Ok(()),
+    };
+    gate.flush();
+    result
+}
+
+async fn accept(listener: &tokio::net::UnixListener, gate: &Rc<Gate>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let gate = Rc::clone(gate);
+                spawn_local(async move {
+                    connection::carry(&gate, stream).await;
+                    drop(permit);
+                });
+            }
+            Err(_) => sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// It holds credentials: nobody looks into it, and no crash leaves them on a disk.
+fn confine() -> Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    rustix::thread::set_no_new_privs(true).context("give up new privileges")?;
+    let both = |value| Rlimit { current: Some(value), maximum: Some(value) };
+    setrlimit(Resource::Core, both(0)).context("forbid core files")?;
+    let known = getrlimit(Resource::Nofile);
+    let most = known.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    if known.current.is_some_and(|current| current < most) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: known.maximum })
+            .context("raise the number of descriptors")?;
+    }
+    setrlimit(Resource::Data, both(MEMORY_MAX)).context("limit memory")
+}

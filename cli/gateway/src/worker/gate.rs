@@ -1,0 +1,184 @@
+//! What the gateway knows and decides by: policy, secrets, names, the log. It owns that all of it is up to date, and that what
+//! cannot be read allows nothing.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::interval;
+
+use super::Place;
+use crate::credentials::{self, Injection, SERVICES, Secrets};
+use crate::intercept::Authority;
+use crate::log::Log;
+use crate::names::{Names, is_synthetic};
+use crate::policy::{self, Decision, Destination, Files, Host, Policy, Reason, Watch, is_this_machine};
+use crate::resolve::Resolver;
+
+/// Files are looked at that often even when nothing is reported: network file systems do not. The log is written as often.
+const LOOK: Duration = Duration::from_secs(2);
+
+const NO_NAME: Reason = Reason::Other("its address stands for no name of this sandbox");
+pub const NO_ADDRESS: Reason = Reason::Other("this machine knows no address of it");
+const NO_SECRETS: Reason = Reason::Other("the secrets cannot be read, and it may have one");
+
+pub struct Gate {
+    place: Place,
+    policy: watch::Sender<Rc<Policy>>,
+    /// `None` when they cannot be read.
+    secrets: RefCell<Option<Secrets>>,
+    /// `None` when the guest trusts none of ours.
+    pub authority: Option<Authority>,
+    pub names: RefCell<Names>,
+    pub log: RefCell<Log>,
+    resolver: Resolver,
+    watches: RefCell<Watches>,
+}
+
+struct Watches {
+    policy: Watch,
+    secrets: Watch,
+}
+
+impl Gate {
+    pub fn open(place: Place) -> Result<Self> {
+        let secrets = Files { global: place.settings.join(credentials::FILE), sandbox: None };
+        // What changes while we read is read again.
+        let watches = Watches { policy: files(&place).watch()?, secrets: secrets.watch()? };
+        Ok(Self {
+            policy: watch::Sender::new(load(&place)),
+            secrets: RefCell::new(secrets_of(&place)),
+            authority: Authority::load(&place.folder)?,
+            names: RefCell::new(Names::open(&place.folder)?),
+            log: RefCell::new(Log::open(&place.folder)),
+            resolver: Resolver::new(place.path.clone()),
+            watches: RefCell::new(watches),
+            place,
+        })
+    }
+
+    /// Keeps all of it up to date.
+    pub async fn watch(&self) -> Result<()> {
+        let (policy, secrets) = {
+            let watches = self.watches.borrow();
+            (readable(&watches.policy)?, readable(&watches.secrets)?)
+        };
+        let mut tick = interval(LOOK);
+        loop {
+            tokio::select! {
+                ready = policy.readable() => ready.context("watch the policy")?.clear_ready(),
+                ready = secrets.readable() => ready.context("watch the secrets")?.clear_ready(),
+                _ = tick.tick() => self.flush(),
+            }
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let mut watches = self.watches.borrow_mut();
+        if watches.secrets.changed() {
+            // The old ones, dropped, end what goes on with them.
+            self.secrets.replace(secrets_of(&self.place));
+        }
+        if watches.policy.changed() {
+            self.policy.send_replace(load(&self.place));
+        }
+    }
+
+    pub fn flush(&self) {
+        // A log that cannot be written, on a full disk for example, is tried again.
+        let _ = self.log.borrow_mut().flush();
+    }
+
+    pub fn policy(&self) -> Rc<Policy> {
+        Rc::clone(&self.policy.borrow())
+    }
+
+    /// Tells of each change of the policy.
+    pub fn changes(&self) -> watch::Receiver<Rc<Policy>> {
+        self.policy.subscribe()
+    }
+
+    /// What an address stands for.
+    pub fn destination(&self, address: Ipv4Addr, port: u16) -> Result<Destination, (Destination, Decision)> {
+        let name = self.names.borrow().name(address);
+        match name {
+            Some(name) => Ok(Destination::new(Host::Name(name), port)),
+            None if is_synthetic(address) => {
+                Err((Destination::new(address.into(), port), Decision::denied(NO_NAME)))
+            }
+            None => Ok(Destination::new(address.into(), port)),
+        }
+    }
+
+    /// The addresses that may be connected to, and why; or why there is none.
+    pub async fn addresses(&self, to: &Destination) -> Result<(Vec<IpAddr>, Decision), Decision> {
+        let before = self.policy().decide(to);
+        if !before.allowed {
+            return Err(before);
+        }
+        if self.lacks_secrets(to) {
+            return Err(Decision::denied(NO_SECRETS));
+        }
+        let mut addresses = match &to.host {
+            Host::Addr(address) => vec![*address],
+            Host::Name(name) if is_this_machine(name) => {
+                vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+            }
+            Host::Name(name) => self.resolver.addresses(name).await,
+        };
+        // The policy may be another by now.
+        let policy = self.policy();
+        let mut denied = None;
+        addresses.retain(|address| {
+            let decision = policy.may_reach(to, *address);
+            let allowed = decision.allowed;
+            denied = denied.take().or_else(|| (!allowed).then_some(decision));
+            allowed
+        });
+        match (addresses.is_empty(), denied) {
+            (false, _) => Ok((addresses, policy.decide(to))),
+            (true, Some(denied)) => Err(denied),
+            (true, None) => Err(Decision::denied(NO_ADDRESS)),
+        }
+    }
+
+    /// The secret for a destination, where the guest can be shown an authority of ours.
+    pub fn injection(&self, to: &Destination) -> Option<Arc<Injection>> {
+        let Host::Name(name) = &to.host else { return None };
+        self.authority.as_ref()?;
+        self.secrets.borrow().as_ref()?.for_host(name.as_str(), to.port).cloned()
+    }
+
+    fn lacks_secrets(&self, to: &Destination) -> bool {
+        let Host::Name(name) = &to.host else { return false };
+        let mut hosts = SERVICES.iter().flat_map(|service| service.hosts);
+        self.secrets.borrow().is_none() && to.port == 443 && hosts.any(|host| host.name == name.as_str())
+    }
+}
+
+fn files(place: &Place) -> Files {
+    Files { global: place.settings.join(policy::NAME), sandbox: Some(place.folder.join(policy::NAME)) }
+}
+
+fn load(place: &Place) -> Rc<Policy> {
+    Rc::new(Policy::load(&files(place)).unwrap_or_else(|error| Policy::closed(&error)))
+}
+
+fn secrets_of(place: &Place) -> Option<Secrets> {
+    Secrets::load(&place.settings, &place.sandbox, &place.lent).ok()
+}
+
+#[expect(unsafe_code, reason = "tokio asks for a promise about a descriptor")]
+fn readable(watch: &Watch) -> Result<AsyncFd<std::os::fd::OwnedFd>> {
+    let descriptor = watch.as_fd().try_clone_to_owned().context("watch files")?;
+    // SAFETY: the descriptor is owned by what is made here, which keeps it open and gives no other away.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, tokio::io::Interest::READABLE) };
+    registered.context("watch files")
+}
