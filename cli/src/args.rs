@@ -9,7 +9,8 @@ use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
 use crate::cmd::{
-    Typed, agents, doctor, exec, ls, policy, resize, rm, run, secret, stats, stop, template, version, vmm,
+    Typed, agents, doctor, exec, gateway, ls, policy, resize, rm, run, secret, stats, stop, template,
+    version, vmm,
 };
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
@@ -62,7 +63,7 @@ pub enum Command {
     Version(version::Args),
 }
 
-/// The flags of a command, and where its own arguments end. `vmm` is for Coracle itself and in no list.
+/// The flags of a command, and where its own arguments end. `vmm` and `gateway` are for Coracle itself and in no list.
 pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
     Some(match name {
         "run" => (run::Args::get_args_info(), Tail::Dashes),
@@ -76,6 +77,7 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "doctor" => (doctor::Args::get_args_info(), Tail::None),
         "version" => (version::Args::get_args_info(), Tail::None),
         "vmm" => (vmm::Args::get_args_info(), Tail::None),
+        "gateway" => (gateway::Args::get_args_info(), Tail::None),
         _ => {
             let info = template::describe(name)
                 .or_else(|| policy::describe(name))
@@ -110,6 +112,10 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
     let typed = Typed { tail: line.tail, start_ns };
     if let ["vmm", rest @ ..] = words.as_slice() {
         return parsed(vmm::Args::from_args(&["coracle vmm"], rest), "vmm")?.map_or(Ok(0), vmm::Args::run);
+    }
+    if let ["gateway", rest @ ..] = words.as_slice() {
+        let args = parsed(gateway::Args::from_args(&["coracle gateway"], rest), "gateway")?;
+        return args.map_or(Ok(0), gateway::Args::run);
     }
     let Some(args) = parsed(Args::from_args(&["coracle"], &words), words[0])? else { return Ok(0) };
     // What this command creates is the user's alone, whatever their umask.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use gateway::credentials::Lent;
 
+use crate::config::Network;
 use crate::launch::{self, Launched};
+use crate::output::{explain as explain_error, note};
 use crate::report::Report;
 use crate::session::{self, Command, End, Streams};
 use crate::store::{Lock, Locked, Sandbox, Store, file};
@@ -49,7 +51,8 @@ pub struct Attach<'a> {
     pub signals: &'a Signals,
     /// Every kernel message goes to the console log, if this starts the sandbox.
     pub console: bool,
-    /// For the gateway, if this starts the sandbox.
+    /// How it is to be connected, and what its gateway is lent, if this starts the sandbox.
+    pub network: Network,
     pub lent: &'a [Lent],
 }
 
@@ -70,7 +73,8 @@ impl Attach<'_> {
             };
             match free {
                 Locked::Ours(lock) => {
-                    visit.launched = Some(launch::start(self.sandbox, &lock, self.console, self.lent)?)
+                    visit.launched =
+                        Some(launch::start(self.sandbox, &lock, self.console, self.network, self.lent)?)
                 }
                 Locked::Gone => bail!(Removed(self.sandbox.name.clone())),
                 Locked::Busy => {}
@@ -96,7 +100,8 @@ impl Attach<'_> {
         // Opened now, a report can be read even after the folder has been removed.
         let report = self.sandbox.open_file(file::EXIT).ok();
         let connect = || launch::connect_to(self.sandbox);
-        let outcome = session::run(&connect, command, self.streams, self.signals)?;
+        let sent = || self.start_gateway(visit.launched.as_mut());
+        let outcome = session::run(&connect, command, self.streams, self.signals, sent)?;
         let first_byte_ns = outcome.first_byte_ns;
         visit.entered = outcome.started || matches!(outcome.end, End::Failed { .. });
         match outcome.end {
@@ -108,6 +113,15 @@ impl Attach<'_> {
             }
             End::Closed => Err(self.post_mortem(report, outcome.started)),
             fault => Err(explain(&self.sandbox.name, &fault)),
+        }
+    }
+
+    /// Off the way of a start: the VMM is at work, and the guest has nothing to say yet.
+    fn start_gateway(&self, launched: Option<&mut Launched>) {
+        let Some(Launched { child, gateway, .. }) = launched else { return };
+        let Some(gateway) = gateway.take() else { return };
+        if let Err(error) = launch::start_gateway(self.sandbox, gateway, child) {
+            note(&format!("coracle: {}\n", explain_error(&error, false)));
         }
     }
 

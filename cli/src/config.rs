@@ -65,8 +65,34 @@ pub struct SandboxConfig {
     pub hide: Vec<String>,
     #[serde(default)]
     pub no_docker: bool,
+    #[serde(default)]
+    pub network: Network,
     /// KEY=VALUE in the text form, for every command.
     pub env: Vec<String>,
+}
+
+/// What there is of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// What policy allows, by the gateway.
+    #[default]
+    Gateway,
+    None,
+}
+
+impl Network {
+    fn parse(text: &OsStr) -> Result<Self> {
+        Ok(match text.to_str() {
+            Some("gateway") => Self::Gateway,
+            Some("none") => Self::None,
+            _ => bail!("--network {} is not one of gateway, none", quoted(text)),
+        })
+    }
+
+    fn name(self) -> String {
+        if self == Self::None { "none".into() } else { "gateway".into() }
+    }
 }
 
 impl SandboxConfig {
@@ -172,6 +198,7 @@ pub struct Request {
     /// Rules that it is to have of its own.
     pub policy: Rules,
     pub no_docker: bool,
+    pub network: Option<Network>,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
     pub ephemeral: bool,
@@ -201,6 +228,7 @@ impl Request {
         };
         let hide = check_hide(raws(&args.hide), &workspaces)?;
         let policy = check_policy(args)?;
+        let network = args.network.as_ref().map(|how| Network::parse(&how.0)).transpose()?;
         let ephemeral = args.rm;
         Ok(Self {
             agent,
@@ -215,6 +243,7 @@ impl Request {
             hide,
             policy,
             no_docker: args.no_docker,
+            network,
             env,
             workdir,
             ephemeral,
@@ -251,6 +280,7 @@ impl Request {
             workspaces: self.workspaces.clone(),
             hide: self.hide.iter().map(|pattern| encode(pattern)).collect(),
             no_docker: self.no_docker,
+            network: self.network.unwrap_or_default(),
             env: self.env.iter().map(|variable| encode(variable)).collect(),
         }
     }
@@ -292,6 +322,7 @@ impl Request {
             config.hide.iter().map(|it| format!(" {}", quoted(decode(it)))).collect::<String>()
         );
         ensure!(!self.no_docker || config.no_docker, "sandbox {name} has Docker; {remedy}");
+        differs("--network", self.network.map(Network::name), config.network.name(), &remedy)?;
         for workspace in &self.workspaces {
             ensure!(
                 config.workspaces.contains(workspace),

@@ -13,24 +13,45 @@ use anyhow::{Context, Result};
 use gateway::credentials::{Lent, variables};
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmm::marks::{self, Mark};
 
+use crate::config::Network;
 use crate::credentials;
 use crate::store::{Lock, Sandbox, file};
 
+/// Connections of the guest that may wait for the gateway.
+const GATEWAY_BACKLOG: i32 = 4096;
+
 /// This very program, even if its file has been replaced or removed since it was started.
-const SELF: &str = "/proc/self/exe";
+pub const SELF: &str = "/proc/self/exe";
 
 /// A VMM that this command has started.
 #[derive(Debug)]
 pub struct Launched {
     pub child: Child,
     pub marks: File,
+    /// Its gateway, which is not started yet.
+    pub gateway: Option<Gateway>,
+}
+
+/// What a gateway is started with.
+#[derive(Debug)]
+pub struct Gateway {
+    listener: UnixListener,
+    lent: OwnedFd,
 }
 
 /// Starts the VMM of a sandbox whose lock is ours; drop the lock then, for it is the VMM's.
-pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool, lent: &[Lent]) -> Result<Launched> {
-    let listener = listen(sandbox)?;
+pub fn start(
+    sandbox: &Sandbox,
+    lock: &Lock,
+    console: bool,
+    network: Network,
+    lent: &[Lent],
+) -> Result<Launched> {
+    let listener = listen(sandbox, file::SOCKET)?;
+    let gateway = (network == Network::Gateway).then(|| prepare_gateway(sandbox, lent)).transpose()?;
     let marks = sandbox.create_file(file::MARKS)?;
     // Emptied now: what is in it later is from this start.
     sandbox.create_file(file::EXIT)?;
@@ -41,10 +62,7 @@ pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool, lent: &[Lent]) -> Re
     if console {
         command.arg("--console");
     }
-    // It has no use for them, and is what a guest that gets out of its machine is in.
-    for variable in variables().filter(|variable| std::env::var_os(variable).is_some()) {
-        command.env_remove(variable);
-    }
+    remove_credentials(&mut command);
     // The two descriptors that it must inherit are its standard ones: nothing else has to be open across the exec. A
     // process group of its own keeps the terminal's signals away from it.
     let spawned_ns = marks::now_ns();
@@ -57,28 +75,58 @@ pub fn start(sandbox: &Sandbox, lock: &Lock, console: bool, lent: &[Lent]) -> Re
         .spawn()
         .context("start the VMM")?;
     marks::record(&marks, Mark::VmmSpawned, spawned_ns);
-    Ok(Launched { child, marks })
+    Ok(Launched { child, marks, gateway })
 }
 
-fn listen(sandbox: &Sandbox) -> Result<UnixListener> {
+/// The VMM has no use for them, and is what a guest that gets out of its machine is in. The gateway has what is lent.
+fn remove_credentials(command: &mut Command) {
+    for variable in variables().filter(|variable| std::env::var_os(variable).is_some()) {
+        command.env_remove(variable);
+    }
+}
+
+/// The socket is there before the VMM is, which opens it.
+fn prepare_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<Gateway> {
+    let listener = listen(sandbox, file::GATEWAY_SOCKET)?;
+    rustix::net::listen(&listener, GATEWAY_BACKLOG).context("listen for the gateway")?;
+    Ok(Gateway { listener, lent: Lent::seal(lent)? })
+}
+
+/// Starts the gateway of a VMM. Nothing waits for it but the guest's connections, in its socket.
+pub fn start_gateway(sandbox: &Sandbox, gateway: Gateway, machine: &Child) -> Result<()> {
+    let machine = pidfd_open(Pid::from_child(machine), PidfdFlags::empty()).context("watch the VMM")?;
+    let mut command = Command::new(SELF);
+    command.arg0("coracle").arg("gateway").arg("--dir").arg(&sandbox.path);
+    remove_credentials(&mut command);
+    command
+        .stdin(Stdio::from(OwnedFd::from(gateway.listener)))
+        .stdout(Stdio::from(machine))
+        .stderr(Stdio::from(gateway.lent))
+        .process_group(0)
+        .spawn()
+        .context("start the gateway; the sandbox has no network")?;
+    Ok(())
+}
+
+fn listen(sandbox: &Sandbox, name: &str) -> Result<UnixListener> {
     // One left by a VMM that is gone: the lock is ours.
-    match unlinkat(&sandbox.dir, file::SOCKET, AtFlags::empty()) {
+    match unlinkat(&sandbox.dir, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error).context("remove the old socket"),
     }
-    UnixListener::bind(short_path(sandbox)).context("create the socket")
+    UnixListener::bind(short_path(sandbox, name)).with_context(|| format!("create {name}"))
 }
 
 /// Connects to a sandbox's VMM; does not wait for it.
 pub fn connect_to(sandbox: &Sandbox) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let connection = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&connection, &SocketAddrUnix::new(short_path(sandbox))?)?;
+    connect(&connection, &SocketAddrUnix::new(short_path(sandbox, file::SOCKET))?)?;
     Ok(connection)
 }
 
 /// The socket by way of the folder's descriptor: an address holds 108 bytes (Linux man-pages, unix(7)), which a state
 /// folder's path easily exceeds; and it is this folder's socket, whatever it is called by now.
-fn short_path(sandbox: &Sandbox) -> String {
-    format!("/proc/self/fd/{}/{}", sandbox.dir.as_raw_fd(), file::SOCKET)
+fn short_path(sandbox: &Sandbox, name: &str) -> String {
+    format!("/proc/self/fd/{}/{name}", sandbox.dir.as_raw_fd())
 }

@@ -104,12 +104,13 @@ fn new_token() -> Result<Token> {
     Ok(token)
 }
 
-/// Runs a command by connections from `connect`; everything is sent without waiting for the sandbox.
+/// Runs a command by connections from `connect`; everything is sent without waiting for the sandbox, and then `sent` is called.
 pub fn run(
     connect: &dyn Fn() -> io::Result<OwnedFd>,
     command: &Command,
     streams: Streams<'_>,
     signals: &Signals,
+    sent: impl FnOnce(),
 ) -> Result<Outcome> {
     let tty = matches!(command.stdio, Stdio::Tty(_));
     let private = tty.then(|| private_terminal(streams.stdin)).flatten();
@@ -128,6 +129,7 @@ pub fn run(
         }
         other => other.context("connect to the sandbox")?,
     };
+    sent();
     let session =
         Session { control, pumps, streams, signals, tty, raw: None, started: false, first_byte_ns: 0 };
     session.run()

@@ -10,4 +10,5 @@ pub mod names;
 pub mod policy;
 mod resolve;
 pub mod stream;
+pub mod supervisor;
 pub mod worker;

@@ -6,8 +6,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-const TCP: u8 = 0;
-const DNS: u8 = 1;
+const LEN: usize = 8;
+const TCP: u8 = 1;
+const DNS: u8 = 2;
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,23 +21,23 @@ pub enum Open {
 
 /// The byte that a stream is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Answer {
-    Connected = 0,
+    Connected = 1,
     /// By policy or by the host; the guest's program sees a reset.
-    Refused = 1,
-    Unreachable = 2,
+    Refused = 2,
+    Unreachable = 3,
 }
 
 impl Open {
     /// Reads no byte beyond it.
     pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
-        match from.read_u8().await? {
-            TCP => {
-                let addr = Ipv4Addr::from_bits(from.read_u32().await?);
-                Ok(Self::Tcp(SocketAddrV4::new(addr, from.read_u16().await?)))
-            }
-            DNS => Ok(Self::Dns),
+        let mut bytes = [0; LEN];
+        from.read_exact(&mut bytes).await?;
+        let [kind, zero, p0, p1, a0, a1, a2, a3] = bytes;
+        let to = SocketAddrV4::new(Ipv4Addr::new(a0, a1, a2, a3), u16::from_be_bytes([p0, p1]));
+        match kind {
+            TCP if zero == 0 => Ok(Self::Tcp(to)),
+            DNS if bytes[1..] == [0; LEN - 1] => Ok(Self::Dns),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -48,13 +49,14 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_two_forms_are_understood() {
-        let mut bytes: &[u8] = &[0, 192, 0, 2, 1, 0x01, 0xbb, b'x'];
+        let mut bytes: &[u8] = &[1, 0, 1, 0xbb, 192, 0, 2, 1, b'x'];
         let tcp = Open::read(&mut bytes).await.unwrap();
         assert_eq!(tcp, Open::Tcp("192.0.2.1:443".parse().unwrap()));
         assert_eq!(bytes, b"x");
-        assert_eq!(Open::read(&mut &[1, 0, 0][..]).await.unwrap(), Open::Dns);
-        for bad in [&[][..], &[0], &[0, 1, 2, 3, 4, 5], &[2, 0, 0, 0, 0, 0, 0], &[0xff]] {
-            assert!(Open::read(&mut &bad[..]).await.is_err(), "{bad:?}");
+        assert_eq!(Open::read(&mut &[2, 0, 0, 0, 0, 0, 0, 0, 0][..]).await.unwrap(), Open::Dns);
+        let bad = [[0; 8], [3, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 1]];
+        for bad in bad.iter().map(<[u8; 8]>::as_slice).chain([&[][..], &[1], &[1, 0, 0, 1, 2, 3, 4]]) {
+            assert!(Open::read(&mut &*bad).await.is_err(), "{bad:?}");
         }
     }
 }

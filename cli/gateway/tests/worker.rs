@@ -18,9 +18,10 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(10);
-const CONNECTED: u8 = 0;
-const REFUSED: u8 = 1;
-const UNREACHABLE: u8 = 2;
+const CONNECTED: u8 = 1;
+const REFUSED: u8 = 2;
+const UNREACHABLE: u8 = 3;
+const DNS: [u8; 8] = [2, 0, 0, 0, 0, 0, 0, 0];
 
 /// A sandbox's folder and the user's settings, with a resolver that knows what it is told.
 struct Lab {
@@ -108,7 +109,7 @@ impl Guest {
     }
 
     async fn open(&self, addr: Ipv4Addr, port: u16) -> (u8, UnixStream) {
-        let head = [&[0][..], &addr.octets(), &port.to_be_bytes()].concat();
+        let head = [&[1, 0][..], &port.to_be_bytes(), &addr.octets()].concat();
         let mut stream = self.stream(&head).await;
         let answer = timeout(3 * SOON, stream.read_u8()).await.unwrap().unwrap();
         (answer, stream)
@@ -122,7 +123,7 @@ impl Guest {
 
     /// The address of a name, or the code of the answer.
     async fn resolve(&self, name: &str) -> Result<Ipv4Addr, u8> {
-        let mut stream = self.stream(&[1]).await;
+        let mut stream = self.stream(&DNS).await;
         assert_eq!(stream.read_u8().await.unwrap(), CONNECTED);
         let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in name.split('.') {
@@ -343,11 +344,13 @@ async fn nonsense_is_hung_up_on() {
     let port = echo().await;
     let lab = Lab::new(&format!("allow = [\"localhost:{port}\"]\n"));
     lab.run(async |guest: Guest| {
-        for bad in [&[2][..], &[255; 64]] {
-            assert_eq!(end(guest.stream(bad).await).await, b"");
+        for bad in [[3, 0, 0, 0, 0, 0, 0, 0], [255; 8]] {
+            assert_eq!(end(guest.stream(&bad).await).await, b"");
         }
-        for bad in [&[1, 0, 0][..], &[1, 0xff, 0xff, 0], &[1, 0, 12, 0, 7, 0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert_eq!(end(guest.stream(bad).await).await, [CONNECTED], "{bad:?}");
+        // A message without its header, one that is too long, and an answer.
+        for bad in [&[0, 0][..], &[0xff, 0xff, 0], &[0, 12, 0, 7, 0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+            let stream = guest.stream(&[&DNS, bad].concat()).await;
+            assert_eq!(end(stream).await, [CONNECTED], "{bad:?}");
         }
         guest.connect(HOST, port).await;
     })

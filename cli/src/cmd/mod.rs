@@ -6,6 +6,7 @@ use std::ffi::OsString;
 pub mod agents;
 pub mod doctor;
 pub mod exec;
+pub mod gateway;
 pub mod ls;
 pub mod policy;
 pub mod resize;

@@ -89,6 +89,9 @@ pub struct Args {
     /// refuse this to the sandbox, whatever else allows it. Can be repeated, or have commas
     #[argh(option, arg_name = "RULE")]
     pub deny: Vec<Raw>,
+    /// what there is of a network: gateway (the default), which is what policy allows, or none
+    #[argh(option, arg_name = "HOW")]
+    pub network: Option<Raw>,
     /// leave out the sandbox's private Docker
     #[argh(switch)]
     pub no_docker: bool,
@@ -338,7 +341,8 @@ impl Run {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
         let (console, lent) = (self.console, &granted.lent);
-        let attach = Attach { store, sandbox: &sandbox, streams, signals, console, lent };
+        let attach =
+            Attach { store, sandbox: &sandbox, streams, signals, console, network: config.network, lent };
         let visit = attach.run(&command, lock);
         self.own.exit_code_ns = now_ns();
         if self.console && visit.launched.is_some() {

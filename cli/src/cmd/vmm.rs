@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, openat2};
 use vmm::config::{Disk, Rules, Share, Vsock};
 use vmm::{Config, End, Exit, Vm, layout};
 
-use crate::config::SandboxConfig;
+use crate::config::{Network, SandboxConfig};
 use crate::disk::Room;
 use crate::report::Report;
 use crate::store::{Lock, Sandbox, file, is_same, is_trash};
@@ -39,6 +39,8 @@ const IGNORED: [i32; 8] = [
     libc::SIGUSR2,
     libc::SIGXFSZ,
 ];
+/// Where the guest finds its gateway, by vsock.
+const GATEWAY_PORT: u32 = 1025;
 /// Nobody will come back to a sandbox that is removed with its first session: if none is open, its command was killed.
 const EPHEMERAL_IDLE: Duration = Duration::from_secs(2);
 
@@ -91,13 +93,8 @@ fn take_standard_streams() -> io::Result<UnixListener> {
 }
 
 fn open(dir: &Raw) -> Result<Sandbox> {
-    let path = PathBuf::from(&dir.0);
-    let name = path.file_name().context("--dir names no folder")?.to_string_lossy().into_owned();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened =
-        rustix::fs::open(&path, flags, Mode::empty()).with_context(|| format!("open {}", quoted(&path)))?;
+    let sandbox = Sandbox::open(PathBuf::from(&dir.0)).context("--dir")?;
     // Who runs this by hand has no lock to give, and must not run a second VM on the disk.
-    let sandbox = Sandbox { name, path, dir: opened };
     let lock = sandbox.open_file(file::LOCK)?.metadata()?;
     let ours = Lock(File::from(io::stdin().as_fd().try_clone_to_owned()?));
     let same = is_same(&lock, &ours.0.metadata()?);
@@ -144,13 +141,23 @@ fn machine(
         shares: shares(config)?,
         vsock: Vsock {
             listeners: vec![(protocol::PORT, listener)],
-            outbound: Vec::new(),
+            outbound: outbound(sandbox, config)?,
             idle_timeout: idle,
             goodbye: (protocol::PORT, goodbye()?),
         },
         console: sandbox.create_file(file::CONSOLE)?,
         marks: sandbox.open_marks()?,
     })
+}
+
+/// The way to the gateway, where there is one.
+fn outbound(sandbox: &Sandbox, config: &SandboxConfig) -> Result<Vec<(u32, OwnedFd)>> {
+    if config.network == Network::None {
+        return Ok(Vec::new());
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::openat(&sandbox.dir, file::GATEWAY_SOCKET, flags, Mode::empty());
+    Ok(vec![(GATEWAY_PORT, socket.context("open the gateway's socket")?)])
 }
 
 fn open_part(path: &Path) -> Result<File> {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::config::SandboxConfig;
+use crate::text::quoted;
 
 /// The files of a sandbox.
 pub mod file {
@@ -22,6 +23,10 @@ pub mod file {
     pub const DISK: &str = "disk.img";
     pub const LOCK: &str = "lock";
     pub const SOCKET: &str = "exec.sock";
+    /// Where the guest's connections to the network come out.
+    pub const GATEWAY_SOCKET: &str = "gateway.sock";
+    /// Held by the gateway.
+    pub const GATEWAY_LOCK: &str = "gateway.lock";
     pub const CONSOLE: &str = "console.log";
     pub const MARKS: &str = "marks";
     pub const EXIT: &str = "exit.json";
@@ -61,6 +66,14 @@ pub struct Usage {
 pub struct Lock(pub File);
 
 impl Sandbox {
+    /// The one in a folder, for a process that was told which.
+    pub fn open(path: PathBuf) -> Result<Self> {
+        let name = path.file_name().context("it names no folder")?.to_string_lossy().into_owned();
+        let dir = rustix::fs::open(&path, OFlags::RDONLY | DIRECTORY, Mode::empty())
+            .with_context(|| format!("open {}", quoted(&path)))?;
+        Ok(Self { name, path, dir })
+    }
+
     pub fn config(&self) -> Result<SandboxConfig> {
         let file = self.open_file(file::CONFIG)?;
         let mut json = Vec::new();

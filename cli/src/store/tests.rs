@@ -26,6 +26,7 @@ pub(crate) fn config(id: &str) -> SandboxConfig {
         idle_timeout_s: 30,
         hide: Vec::new(),
         no_docker: false,
+        network: config::Network::default(),
         workspaces: vec![Workspace {
             path: "/w".into(),
             read_only: false,

@@ -1,0 +1,87 @@
+//! The process that has a gateway's socket, and starts a worker when there is something to carry: at the first connection, and again
+//! when one has died. It owns how often. It reads nothing that the guest says, and ends when the VM does.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// Before a worker that has died is followed by another: doubled each time, and short again after one that has lasted.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+const LASTED: Duration = Duration::from_secs(30);
+/// For a worker to write its log when the VM has ended.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// For the gateway of the sandbox's last VM to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits until a lock is ours; false when another gateway keeps it, or the VM (a pidfd) has ended.
+pub fn lock(file: &File, machine: BorrowedFd<'_>) -> Result<bool> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => return Err(error).context("lock the gateway"),
+        }
+        if Instant::now() > deadline || wait([machine], Some(LOCK_PAUSE))? == [true] {
+            return Ok(false);
+        }
+    }
+}
+
+/// Starts workers by `start` until the VM, a pidfd, has ended.
+pub fn run(
+    listener: BorrowedFd<'_>,
+    machine: BorrowedFd<'_>,
+    start: impl Fn() -> io::Result<Child>,
+) -> Result<()> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        if let [_, true] = wait([listener, machine], None)? {
+            return Ok(());
+        }
+        let started = Instant::now();
+        if let Ok(mut worker) = start() {
+            let process =
+                pidfd_open(Pid::from_child(&worker), PidfdFlags::empty()).context("watch the worker")?;
+            if let [_, true] = wait([process.as_fd(), machine], None)? {
+                return end(&mut worker, process.as_fd());
+            }
+            worker.wait().context("see how the worker has ended")?;
+        }
+        pause = if started.elapsed() > LASTED { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        if wait([machine], Some(pause))? == [true] {
+            return Ok(());
+        }
+    }
+}
+
+fn end(worker: &mut Child, process: BorrowedFd<'_>) -> Result<()> {
+    // It may have ended by itself, and is not waited for yet.
+    let _ = kill_process(Pid::from_child(worker), Signal::TERM);
+    if wait([process], Some(END_TIMEOUT))? == [false] {
+        worker.kill().context("end the worker")?;
+    }
+    worker.wait().context("see how the worker has ended")?;
+    Ok(())
+}
+
+/// Which of these are readable, as soon as one is.
+fn wait<const N: usize>(descriptors: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> Result<[bool; N]> {
+    let mut polled = descriptors.map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
+    let timeout = timeout.map(Timespec::try_from).transpose().context("wait")?;
+    match poll(&mut polled, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error).context("wait"),
+    }
+    Ok(polled.map(|it| !it.revents().is_empty()))
+}

@@ -1,0 +1,104 @@
+//! `coracle gateway`: the processes that a running sandbox's network is. For Coracle itself; `run` and `exec` start it.
+//! The first is small, has the sandbox's gateway socket as its input, the VMM's pidfd as its output and what is lent as its error
+//! stream, and starts the second, which does the work (see `gateway::supervisor`, `gateway::worker`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use argh::{ArgsInfo, FromArgs};
+use gateway::credentials::Lent;
+use gateway::supervisor;
+use gateway::worker::{self, Place};
+use rustix::fs::Mode;
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+
+use crate::launch::SELF;
+use crate::places;
+use crate::store::{Sandbox, file};
+use crate::sys;
+use crate::text::Raw;
+
+/// As for the VMM: it ends when that does, whatever becomes of the terminal.
+const IGNORED: [i32; 7] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGTTOU, libc::SIGUSR1, libc::SIGUSR2];
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(help_triggers("-h", "--help"))]
+/// The processes that a running sandbox's network is. For Coracle itself.
+pub struct Args {
+    /// the sandbox's folder
+    #[argh(option)]
+    pub dir: Raw,
+    /// do the work, for the process with this number
+    #[argh(option, arg_name = "PID")]
+    pub worker: Option<i32>,
+}
+
+impl Args {
+    pub fn run(self) -> Result<u8> {
+        sys::close_from(3);
+        sys::ignore(&IGNORED);
+        rustix::process::chdir("/").context("change to /")?;
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        let sandbox = Sandbox::open(PathBuf::from(&self.dir.0)).context("--dir")?;
+        match self.worker {
+            Some(parent) => work(sandbox, parent)?,
+            None => supervise(&sandbox)?,
+        }
+        Ok(0)
+    }
+}
+
+fn supervise(sandbox: &Sandbox) -> Result<()> {
+    let [listener, machine, lent] = inherited()?;
+    let lock = sandbox.create_file(file::GATEWAY_LOCK)?;
+    if !supervisor::lock(&lock, machine.as_fd())? {
+        return Ok(());
+    }
+    let start = || -> io::Result<Child> {
+        let mut command = Command::new(SELF);
+        command.arg0("coracle").arg("gateway").arg("--dir").arg(&sandbox.path);
+        command.arg("--worker").arg(getpid().as_raw_pid().to_string());
+        let (listener, lent) = (listener.try_clone()?, lent.try_clone()?);
+        command.stdin(listener).stdout(Stdio::null()).stderr(lent).spawn()
+    };
+    supervisor::run(listener.as_fd(), machine.as_fd(), start)
+}
+
+fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("end with the supervisor")?;
+    let lives = getppid().map(Pid::as_raw_pid) == Some(parent);
+    ensure!(lives, "this is for Coracle itself; start a sandbox with coracle run");
+    let [listener, _, lent] = inherited()?;
+    let place = Place {
+        settings: places::settings()?,
+        folder: sandbox.path,
+        sandbox: sandbox.name,
+        lent: Lent::read(lent)?,
+        path: None,
+    };
+    worker::run(UnixListener::from(listener), place)
+}
+
+/// The standard streams, moved away from where a stray `print` would write into them.
+fn inherited() -> Result<[OwnedFd; 3]> {
+    let take = || -> io::Result<[OwnedFd; 3]> {
+        let taken = [
+            io::stdin().as_fd().try_clone_to_owned()?,
+            io::stdout().as_fd().try_clone_to_owned()?,
+            io::stderr().as_fd().try_clone_to_owned()?,
+        ];
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        Ok(taken)
+    };
+    take().context("take over what is inherited")
+}
