@@ -73,6 +73,7 @@ targets! {
     vsock 3_000,
     client_greeting 50_000,
     request_head 50_000,
+    dns 100_000,
     policy_name 20_000,
     policy_rule 100_000,
     policy_file 20_000,

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use gateway::credentials::{Custom, Entry as Secret, Origin, Store};
+use gateway::intercept::{Hello, client_hello, ensure_authority};
 use gateway::log::{self, Entry, Record};
 use gateway::names::HOST;
 use gateway::policy::NAME as POLICY;
@@ -304,6 +306,91 @@ async fn tls_shows_the_name_that_it_was_opened_for() {
             assert_eq!(end(stream).await, b"", "nothing of it has reached the host");
         }
         lab.line(|it| !it.allowed && it.reason.contains("TLS does not show the name")).await;
+    })
+    .await;
+}
+
+/// A server that tells what a connection begins with, and closes it.
+async fn first_bytes() -> (u16, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = vec![0; 16 << 10];
+            let count = stream.read(&mut bytes).await.unwrap_or(0);
+            bytes.truncate(count);
+            let _ = told.send(bytes);
+        }
+    });
+    (port, heard)
+}
+
+#[tokio::test]
+async fn tls_ends_here_for_hosts_that_have_a_secret_and_for_no_others() {
+    let (port, mut heard) = first_bytes().await;
+    let rules =
+        ["a.loop.example", "b.loop.example", &format!("127.0.0.1:{port}")].map(|it| format!("{it:?}"));
+    let lab = Lab::new(&format!("allow = [{}]\n", rules.join(", ")));
+    let custom = Custom {
+        hosts: vec![("a.loop.example".into(), port)],
+        header: "authorization".into(),
+        format: "Bearer %s".into(),
+        variables: Vec::new(),
+    };
+    let origin = Origin::Value("s3cret".into());
+    let entry = Secret { service: "mine".into(), sandbox: None, origin, custom: Some(custom) };
+    let settings = lab.path().join("settings");
+    Store::change(&settings, |secrets| secrets.push(entry)).unwrap();
+    ensure_authority(&lab.path().join("sandbox")).unwrap();
+    lab.run(async |guest: Guest| {
+        let one = guest.resolve("a.loop.example").await.unwrap();
+        let other = guest.resolve("b.loop.example").await.unwrap();
+        let (one_hello, other_hello) = (greeting("a.loop.example"), greeting("b.loop.example"));
+        let mut stream = guest.connect(one, port).await;
+        stream.write_all(&one_hello).await.unwrap();
+        let begun = heard.recv().await.unwrap();
+        assert!(begun != one_hello, "it is the gateway that greets the host");
+        assert_eq!(client_hello(&begun), Hello::Sni(Some("a.loop.example".into())));
+        let mut stream = guest.connect(other, port).await;
+        stream.write_all(&other_hello).await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), other_hello);
+        // Without TLS, or with another's, nothing gets there.
+        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &other_hello] {
+            let mut stream = guest.connect(one, port).await;
+            stream.write_all(bytes).await.unwrap();
+            assert_eq!(end(stream).await, b"");
+            assert_eq!(heard.recv().await.unwrap(), b"");
+        }
+        lab.line(|it| !it.allowed && it.reason.contains("not TLS")).await;
+        // Without its secret it is a host like any other.
+        Store::change(&settings, Vec::clear).unwrap();
+        let spliced = async {
+            loop {
+                let mut stream = guest.connect(one, port).await;
+                stream.write_all(&one_hello).await.unwrap();
+                if heard.recv().await.unwrap() == one_hello {
+                    return;
+                }
+            }
+        };
+        timeout(SOON, spliced).await.unwrap();
+        // What cannot be read may have had a secret for a service's host.
+        fs::write(settings.join("secrets.json"), "{").unwrap();
+        lab.policy("allow = [\"api.anthropic.com\"]\n");
+        let refused = async {
+            let address = loop {
+                match guest.resolve("api.anthropic.com").await {
+                    Ok(address) => break address,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            };
+            while guest.open(address, 443).await.0 != REFUSED {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, refused).await.unwrap();
+        lab.line(|it| it.host == "api.anthropic.com" && it.reason.contains("secrets cannot be read")).await;
     })
     .await;
 }

@@ -1,9 +1,12 @@
-//! What a guest says to the gateway before it is believed: TLS greetings, and heads of requests to hosts that have a secret.
+//! What a guest says to the gateway before it is believed: questions for names, TLS greetings, and heads of requests to hosts that have a secret.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, LazyLock};
 
 use gateway::credentials::{Injection, Lent, Secrets, Store};
+use gateway::dns::{Found, Zone, answer};
 use gateway::intercept::{Hello, client_hello, inject, is_host, prepare};
+use gateway::policy::Name;
 use http::{HeaderValue, Request, Uri, Version};
 
 use super::Choices;
@@ -141,4 +144,41 @@ pub fn request_head_seeds() -> Vec<Vec<u8>> {
         vec![1, 2, 0, 4, 7, 1, 5],
         vec![0, 1, 0, 0, 7, 0, 0, 7, 4, 3, 7, 5, 4],
     ]
+}
+
+/// An answer is short, repeats id and question, and answers nothing that is no question.
+pub fn dns(input: &[u8]) {
+    struct All;
+    impl Zone for All {
+        fn address(&mut self, name: &Name, _: bool) -> Found {
+            assert_eq!(Name::parse(name.as_str()).as_ref(), Ok(name));
+            match name.as_str().len() % 3 {
+                0 => Found::Address([198, 18, 1, 0].into()),
+                1 => Found::Denied,
+                _ => Found::Full,
+            }
+        }
+
+        fn name(&self, address: Ipv4Addr) -> Option<Name> {
+            address.is_loopback().then(|| Name::parse("a.example").unwrap())
+        }
+    }
+    let Some(answer) = answer(input, &mut All) else { return };
+    assert!(answer.len() <= 512 && answer[..2] == input[..2]);
+    assert!(answer[2] & 0x80 != 0 && input[2] & 0x80 == 0);
+    if answer[5] == 1 {
+        // As sent, up to the record that is the answer or the end.
+        let end = answer.len() - if answer[7] == 1 { 12 } else { 0 };
+        let same = answer[12..end].iter().zip(&input[12..]).take_while(|(a, b)| a == b).count();
+        assert!(same >= 5, "the question is repeated");
+    }
+}
+
+pub fn dns_seeds() -> Vec<Vec<u8>> {
+    let header = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let names: [&[u8]; 3] =
+        [b"\x01a\x07example\x00", b"\x011\x010\x010\x03127\x07in-addr\x04arpa\x00", b"\x00"];
+    let kinds = [1, 12, 28, 65];
+    let all = names.iter().flat_map(|name| kinds.map(|kind| [&header[..], name, &[0, kind, 0, 1]].concat()));
+    all.collect()
 }

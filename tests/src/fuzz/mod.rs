@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "protocol", run: messages::protocol, seeds: messages::seeds },
     Target { name: "boot_config", run: messages::boot_config, seeds: messages::boot_config_seeds },
     Target { name: "share", run: share::share, seeds: none },
@@ -35,6 +35,7 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "vsock", run: devices::vsock, seeds: none },
     Target { name: "client_greeting", run: gateway::client_greeting, seeds: gateway::client_greeting_seeds },
     Target { name: "request_head", run: gateway::request_head, seeds: gateway::request_head_seeds },
+    Target { name: "dns", run: gateway::dns, seeds: gateway::dns_seeds },
     Target { name: "policy_name", run: policy::policy_name, seeds: policy::policy_name_seeds },
     Target { name: "policy_rule", run: policy::policy_rule, seeds: policy::policy_rule_seeds },
     Target { name: "policy_file", run: policy::policy_file, seeds: policy::policy_file_seeds },
