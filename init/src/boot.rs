@@ -18,6 +18,7 @@ use crate::docker::Docker;
 use crate::exec::server::Server;
 use crate::housekeeping::Housekeeping;
 use crate::mark::{Mark, Port};
+use crate::network::Network;
 use crate::reap::Container;
 use crate::{apply, plan, power, sys, trust, vsock};
 
@@ -56,6 +57,8 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
 
     set_limits(&config).context("set resource limits")?;
     let container = Container::start().context("start the container")?;
+    let network =
+        if config.network { Network::new().context("set up the network")? } else { Network::none() };
     let listener = vsock::listener(PORT).context("listen on vsock")?;
     mark(port.as_ref(), Mark::Ready);
 
@@ -63,7 +66,7 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
     let disk = Rc::new(disk);
     let docker = if config.docker { Docker::new(Rc::clone(&disk)) } else { Docker::none() };
     let housekeeping = Housekeeping::new(config, Rc::clone(&disk), container.pid());
-    Ok(Sandbox { server: Server::new(listener, Some(container), port, housekeeping, docker), disk })
+    Ok(Sandbox { server: Server::new(listener, Some(container), port, housekeeping, docker, network), disk })
 }
 
 /// Sets a mark, if this machine has any.

@@ -4,7 +4,7 @@
 //!
 //! Three processes come from it. PID 1 only reaps. Its child boots, then serves exec in one poll loop. That one's first
 //! child is PID 1 of the container, which again only reaps; its others are the commands. There are no threads.
-//! Where Docker is used, one more keeps its daemon.
+//! Where Docker is used, one more keeps its daemon; where anything connects to somewhere, one more carries that to the host.
 
 pub mod boot;
 mod plan;
@@ -17,6 +17,7 @@ pub mod exec;
 mod grow;
 pub mod housekeeping;
 mod idle;
+pub mod network;
 pub mod power;
 
 pub mod mark;

@@ -5,6 +5,8 @@ use anyhow::{Result, ensure};
 use protocol::{BootConfig, LAYERS_MAX, Mount};
 use rustix::mount::MountFlags;
 
+use crate::network;
+
 /// The template's layers, bottom first: their devices, and where they are before the root is switched.
 const LAYERS: [(&str, &str); LAYERS_MAX as usize] = [
     ("/dev/layer0", "/lower0"),
@@ -64,7 +66,7 @@ pub enum Step {
 
 /// All steps, in their order.
 pub fn plan(config: &BootConfig) -> Result<Vec<Step>> {
-    let mut steps = root(&config.hostname, config.layers);
+    let mut steps = root(config);
     steps.extend(devices());
     steps.extend(kernel_file_systems());
     steps.push(Step::SwitchRoot { path: ROOT });
@@ -76,8 +78,9 @@ pub fn plan(config: &BootConfig) -> Result<Vec<Step>> {
 }
 
 /// The template's layers, shared and read-only, under what this sandbox has changed.
-fn root(hostname: &str, layers: u8) -> Vec<Step> {
-    let layers = &LAYERS[..usize::from(layers)];
+fn root(config: &BootConfig) -> Vec<Step> {
+    let hostname = &config.hostname;
+    let layers = &LAYERS[..usize::from(config.layers)];
     let lower: Vec<_> = layers.iter().rev().map(|&(_, folder)| folder).collect();
     let hosts =
         format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
@@ -93,9 +96,12 @@ fn root(hostname: &str, layers: u8) -> Vec<Step> {
         // Straight into the upper layer: through the overlay each would be a copy of the template's first.
         Step::Seed { path: "/disk/upper/etc/hostname", text: format!("{hostname}\n") },
         Step::Seed { path: "/disk/upper/etc/hosts", text: hosts },
-        mount("overlay", "overlay", ROOT, MountFlags::NOATIME, &overlay),
-        Step::OpenDisk,
     ]);
+    if config.network {
+        let text = format!("nameserver {}\n", network::ADDRESS);
+        steps.push(Step::Seed { path: "/disk/upper/etc/resolv.conf", text });
+    }
+    steps.extend([mount("overlay", "overlay", ROOT, MountFlags::NOATIME, &overlay), Step::OpenDisk]);
     steps
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use init::docker::Docker;
 use init::exec::server::Server;
 use init::housekeeping::Housekeeping;
+use init::network::Network;
 use init::reap::Container;
 use protocol::{Decoder, Exec, Hello, Message, Reply, Request, Role, Stdio, Token, VERSION, WinSize};
 use rustix::mount::MountPropagationFlags;
@@ -85,7 +86,8 @@ fn the_server_itself() {
     });
     let listener = UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
-    Server::new(listener.into(), container, None, Housekeeping::none(), Docker::none()).run();
+    Server::new(listener.into(), container, None, Housekeeping::none(), Docker::none(), Network::none())
+        .run();
 }
 
 /// The client's side of a session.

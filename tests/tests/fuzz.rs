@@ -65,6 +65,7 @@ macro_rules! targets {
 targets! {
     protocol 200_000,
     boot_config 200_000,
+    stream 200_000,
     share 3_000,
     blk 3_000,
     rng 3_000,

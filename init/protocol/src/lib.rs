@@ -10,6 +10,7 @@
 mod error;
 mod frame;
 mod message;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -17,6 +18,7 @@ mod wire;
 pub use error::Error;
 pub use frame::{Decoder, decode};
 pub use message::Message;
+pub use stream::{Answer, GATEWAY_PORT, STREAM_LEN, Stream};
 
 /// Raised by one with every change of the wire format; both sides name theirs when they differ.
 pub const VERSION: u16 = 1;
@@ -192,6 +194,8 @@ pub struct BootConfig {
     pub hot_memory: Vec<(u64, u64)>,
     /// A private Docker, where the template has one.
     pub docker: bool,
+    /// A way to the host's gateway, for connections and names.
+    pub network: bool,
     /// Address and interrupt line of the virtio-mmio device that the kernel is told of after the first command has started.
     pub late_device: (u64, u8),
     /// What the sandbox's programs are to trust besides what they do: a certificate as PEM. Empty is none.

@@ -170,6 +170,7 @@ impl Message for BootConfig {
             Ok(())
         })?;
         w.u8(self.docker.into());
+        w.u8(self.network.into());
         w.u64(self.late_device.0);
         w.u8(self.late_device.1);
         w.bytes("authority", AUTHORITY_LEN_MAX, &self.authority)?;
@@ -189,11 +190,23 @@ impl Message for BootConfig {
             Ok((r.u64("hot memory start")?, r.u64("hot memory length")?))
         })?;
         let docker = r.bool("docker")?;
+        let network = r.bool("network")?;
         let late_device = (r.u64("late device's address")?, r.u8("late device's interrupt")?);
         let authority = r.bytes("authority", AUTHORITY_LEN_MAX)?.to_vec();
         let wall_clock_ns = r.u64("wall clock")?;
         r.end()?;
-        Ok(Self { hostname, layers, mounts, hot_memory, docker, late_device, authority, wall_clock_ns })
+        let all = Self {
+            hostname,
+            layers,
+            mounts,
+            hot_memory,
+            docker,
+            network,
+            late_device,
+            authority,
+            wall_clock_ns,
+        };
+        Ok(all)
     }
 }
 

@@ -15,6 +15,7 @@ use super::session::{Control, Part, Session, Sockets};
 use crate::docker::Docker;
 use crate::housekeeping::Housekeeping;
 use crate::mark::Port;
+use crate::network::Network;
 use crate::reap::Container;
 use crate::sys;
 
@@ -40,6 +41,7 @@ enum Wake {
     Container,
     Housekeeping,
     Docker,
+    Network,
     Arrival(usize),
     Session(usize, Part),
 }
@@ -56,6 +58,7 @@ pub struct Server {
     port: Option<Port>,
     housekeeping: Housekeeping,
     docker: Docker,
+    network: Network,
     ending: Option<Ending>,
 }
 
@@ -78,6 +81,7 @@ impl Server {
         port: Option<Port>,
         housekeeping: Housekeeping,
         docker: Docker,
+        network: Network,
     ) -> Self {
         Self {
             listener,
@@ -88,6 +92,7 @@ impl Server {
             port,
             housekeeping,
             docker,
+            network,
             ending: None,
         }
     }
@@ -147,6 +152,9 @@ impl Server {
         if let Some(fd) = self.docker.waits_for() {
             wait(fd, PollFlags::IN, Wake::Docker);
         }
+        for fd in self.network.waits_for() {
+            wait(fd, PollFlags::IN, Wake::Network);
+        }
         for (index, arrival) in self.arrivals.iter().enumerate().filter(|(_, it)| it.reads()) {
             wait(arrival.socket.as_fd(), PollFlags::IN, Wake::Arrival(index));
         }
@@ -175,6 +183,7 @@ impl Server {
                 self.ask_again();
             }
             Wake::Docker => self.docker.ready(),
+            Wake::Network => self.network.ready(),
             Wake::Arrival(index) => self.receive(index),
             Wake::Session(index, part) => self.sessions[index].ready(part),
         }

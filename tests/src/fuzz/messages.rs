@@ -1,7 +1,10 @@
 //! The exec protocol and the boot config: what decodes must encode to the same bytes, and nothing else happens.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+
 use protocol::{
-    BootConfig, Decoder, Exec, Hello, Message, Mount, Reply, Request, Role, Stdio, WinSize, decode,
+    Answer, BootConfig, Decoder, Exec, Hello, Message, Mount, Reply, Request, Role, Stdio, Stream, WinSize,
+    decode,
 };
 
 /// Every kind of message from one frame, and a stream cut in two.
@@ -17,6 +20,25 @@ pub fn protocol(input: &[u8]) {
         while let Ok(Some(_)) = decoder.take::<Request>() {}
         assert!(decoder.pending() <= input.len());
     }
+}
+
+/// The eight bytes before a stream to the gateway, and the one that answers them.
+pub fn stream(input: &[u8]) {
+    if let Some(header) = input.first_chunk()
+        && let Ok(stream) = Stream::decode(header)
+    {
+        assert_eq!(stream.encode(), *header, "one header has one form");
+    }
+    if let [byte, ..] = input
+        && let Ok(answer) = Answer::decode(*byte)
+    {
+        assert_eq!(answer as u8, *byte);
+    }
+}
+
+pub fn stream_seeds() -> Vec<Vec<u8>> {
+    let tcp = Stream::Tcp(SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 443));
+    [tcp, Stream::Dns].map(|it| it.encode().to_vec()).into()
 }
 
 pub fn boot_config(input: &[u8]) {
@@ -69,6 +91,7 @@ pub fn boot_config_seeds() -> Vec<Vec<u8>> {
         mounts: vec![mount("ws0", None), mount("ws1", Some(b"file"))],
         hot_memory: vec![(0x2000_0000, 0x1000_0000), (1 << 32, 1 << 30)],
         docker: true,
+        network: true,
         late_device: (0xd000_1000, 6),
         authority: b"-----BEGIN CERTIFICATE-----\n".to_vec(),
         wall_clock_ns: 1 << 60,
