@@ -47,6 +47,7 @@ pub struct Args {
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it is moved once")]
 pub enum Command {
     Run(run::Args),
     Exec(exec::Args),

@@ -11,7 +11,7 @@ use gateway::credentials::Lent;
 
 use crate::config::Network;
 use crate::launch::{self, Launched};
-use crate::output::{explain as explain_error, note};
+use crate::output;
 use crate::report::Report;
 use crate::session::{self, Command, End, Streams};
 use crate::store::{Lock, Locked, Sandbox, Store, file};
@@ -100,7 +100,7 @@ impl Attach<'_> {
         // Opened now, a report can be read even after the folder has been removed.
         let report = self.sandbox.open_file(file::EXIT).ok();
         let connect = || launch::connect_to(self.sandbox);
-        let sent = || self.start_gateway(visit.launched.as_mut());
+        let sent = || self.start_gateway(&mut visit.launched);
         let outcome = session::run(&connect, command, self.streams, self.signals, sent)?;
         let first_byte_ns = outcome.first_byte_ns;
         visit.entered = outcome.started || matches!(outcome.end, End::Failed { .. });
@@ -117,11 +117,11 @@ impl Attach<'_> {
     }
 
     /// Off the way of a start: the VMM is at work, and the guest has nothing to say yet.
-    fn start_gateway(&self, launched: Option<&mut Launched>) {
+    fn start_gateway(&self, launched: &mut Option<Launched>) {
         let Some(Launched { child, gateway, .. }) = launched else { return };
         let Some(gateway) = gateway.take() else { return };
         if let Err(error) = launch::start_gateway(self.sandbox, gateway, child) {
-            note(&format!("coracle: {}\n", explain_error(&error, false)));
+            output::note(&format!("coracle: {}\n", output::explain(&error, false)));
         }
     }
 
