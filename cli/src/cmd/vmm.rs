@@ -39,8 +39,6 @@ const IGNORED: [i32; 8] = [
     libc::SIGUSR2,
     libc::SIGXFSZ,
 ];
-/// Where the guest finds its gateway, by vsock.
-const GATEWAY_PORT: u32 = 1025;
 /// Nobody will come back to a sandbox that is removed with its first session: if none is open, its command was killed.
 const EPHEMERAL_IDLE: Duration = Duration::from_secs(2);
 
@@ -157,7 +155,7 @@ fn outbound(sandbox: &Sandbox, config: &SandboxConfig) -> Result<Vec<(u32, Owned
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::openat(&sandbox.dir, file::GATEWAY_SOCKET, flags, Mode::empty());
-    Ok(vec![(GATEWAY_PORT, socket.context("open the gateway's socket")?)])
+    Ok(vec![(protocol::GATEWAY_PORT, socket.context("open the gateway's socket")?)])
 }
 
 fn open_part(path: &Path) -> Result<File> {
@@ -210,7 +208,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> Result<
         mounts,
         hot_memory: layout::hot_ranges(config.memory_mib),
         docker: !config.no_docker,
-        network: false,
+        network: config.network == Network::Gateway,
         late_device: layout::slot(layout::LATE_SLOT),
         authority: intercept::certificate(&sandbox.path)?.unwrap_or_default().into_bytes(),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
