@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, recv, recvfrom, sendto};
 use super::link::{connecting, write};
 
 /// Questions that wait for their answers; the oldest is forgotten for one more. A power of two.
-const PENDING_MAX: usize = 1024;
+const PENDING_MAX: u16 = 1024;
 const HEADER_LEN: usize = 12;
 /// RFC 1035, 4.2.1 "UDP usage"; with room for the options of later ones. Longer questions are nobody's.
 const QUESTION_MAX: usize = 1024;
@@ -80,7 +80,7 @@ impl<'a> Names<'a> {
         let ours = self.next;
         self.next = self.next.wrapping_add(1);
         if wire.ask(ours, &question[2..]) {
-            let slot = usize::from(ours) % PENDING_MAX;
+            let slot = usize::from(ours % PENDING_MAX);
             self.pending[slot] = Some(pending);
         }
     }
@@ -90,9 +90,9 @@ impl<'a> Names<'a> {
         let Some(wire) = &mut self.stream else { return false };
         let alive = wire.progress();
         while let Some((ours, answer)) = wire.answer() {
-            let slot = &mut self.pending[usize::from(ours) % PENDING_MAX];
+            let slot = &mut self.pending[usize::from(ours % PENDING_MAX)];
             // An answer that comes when its question has been forgotten has another one's place.
-            let recent = self.next.wrapping_sub(ours) <= PENDING_MAX as u16;
+            let recent = self.next.wrapping_sub(ours) <= PENDING_MAX;
             if let Some(asked) = slot.take_if(|_| recent) {
                 let datagram = [&asked.id.to_be_bytes()[..], &answer].concat();
                 let _ = sendto(self.socket, &datagram, SendFlags::empty(), &asked.from);
@@ -111,7 +111,7 @@ impl<'a> Names<'a> {
 impl Pending {
     /// Who asks another server, or again, need not wait for long first.
     fn fail(mut self, socket: &OwnedFd) {
-        let asked = u8::from(self.question[2]) & 0x79;
+        let asked = self.question[2] & 0x79;
         self.question[2..4].copy_from_slice(&[FAILED[0] | asked, FAILED[1]]);
         let _ = sendto(socket, &self.question, SendFlags::empty(), &self.from);
     }

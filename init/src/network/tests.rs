@@ -1,7 +1,7 @@
 //! The rules and the relay for real, in a network namespace of their own, with a gateway that does what the test says.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -85,13 +85,18 @@ fn echo(mut stream: UnixStream) {
     writer.shutdown(Shutdown::Write).unwrap();
 }
 
-fn dial(address: [u8; 4], port: u16) -> TcpStream {
-    TcpStream::connect(SocketAddrV4::new(Ipv4Addr::from(address), port)).unwrap()
+fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&to, Duration::from_secs(5))
 }
 
-/// What a program sees of a connection that the gateway does not open.
-fn is_reset(mut stream: TcpStream) -> bool {
-    let result = stream.read(&mut [0]);
+fn dial(address: [u8; 4], port: u16) -> TcpStream {
+    connect(SocketAddrV4::new(Ipv4Addr::from(address), port).into()).unwrap()
+}
+
+/// What a program sees of a connection that the gateway does not open, now or when it uses it.
+fn is_reset(address: [u8; 4], port: u16) -> bool {
+    let result = connect(SocketAddrV4::new(Ipv4Addr::from(address), port).into());
+    let result = result.and_then(|mut stream| stream.read(&mut [0]));
     result.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
@@ -128,13 +133,13 @@ fn all_that_leaves_goes_to_the_gateway() {
 
     for (address, port) in [([198, 18, 0, 7], 80), ([169, 254, 169, 254], 80), ([10, 0, 0, 1], 81)] {
         let start = Instant::now();
-        assert!(is_reset(dial(address, port)));
+        assert!(is_reset(address, port));
         assert!(start.elapsed() < Duration::from_secs(5));
     }
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
-    let there = TcpStream::connect(own.local_addr().unwrap()).unwrap();
+    let there = connect(own.local_addr().unwrap()).unwrap();
     assert_eq!(own.accept().unwrap().1, there.local_addr().unwrap(), "the guest's own is left alone");
-    assert!(TcpStream::connect("[2001:db8::1]:443").is_err());
+    assert!(connect("[2001:db8::1]:443".parse().unwrap()).is_err());
     names_are_asked();
     nothing_else_leaves();
 }
@@ -192,7 +197,7 @@ fn without_a_gateway_all_is_refused_at_once() {
     }
     network(Path::new("/nonexistent"));
     for _ in 0..100 {
-        assert!(is_reset(dial([1, 1, 1, 1], 443)));
+        assert!(is_reset([1, 1, 1, 1], 443));
     }
     assert_eq!(ask("192.0.2.1:53", 7)[2..4], [0x81, 0x82], "the server has failed");
 }
