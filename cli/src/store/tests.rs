@@ -97,6 +97,18 @@ fn a_sandbox_appears_whole_and_locked() {
 }
 
 #[test]
+fn a_sandbox_begins_with_its_own_rules() {
+    let fixture = Fixture::new();
+    let rules = Rules { allow: vec!["example.com:443".parse().unwrap()], ..Rules::default() };
+    for (name, id, rules) in [("box", "000000000001", Some(rules)), ("other", "000000000002", None)] {
+        let draft = fixture.draft(id, false);
+        draft.write_policy(&rules.clone().unwrap_or_default()).unwrap();
+        let (sandbox, _lock) = fixture.store.publish(draft, name).unwrap().unwrap();
+        assert_eq!(Rules::read(&sandbox.path.join(policy::NAME)).unwrap(), rules);
+    }
+}
+
+#[test]
 fn a_taken_name_gives_the_draft_back() {
     let fixture = Fixture::new();
     let _first = fixture.create("box", "000000000001");
