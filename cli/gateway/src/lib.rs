@@ -9,6 +9,5 @@ pub mod log;
 pub mod names;
 pub mod policy;
 mod resolve;
-pub mod stream;
 pub mod supervisor;
 pub mod worker;

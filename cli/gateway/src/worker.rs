@@ -3,6 +3,7 @@
 //! started again, and what it carried is cut.
 
 mod connection;
+mod counted;
 mod gate;
 mod questions;
 mod splice;
@@ -63,6 +64,7 @@ pub async fn serve(listener: UnixListener, place: Place) -> Result<()> {
     let result = tokio::select! {
         result = gate.watch() => result,
         () = accept(&listener, &gate) => Ok(()),
+        () = gate.write_log() => Ok(()),
         _ = ended.recv() => Ok(()),
     };
     gate.flush();

@@ -91,7 +91,7 @@ impl Lab {
                 let record = Record::read(&path).unwrap();
                 match record.entries.iter().find(|entry| fits(entry)) {
                     Some(entry) => return entry.clone(),
-                    None => sleep(Duration::from_millis(50)).await,
+                    None => sleep(Duration::from_millis(10)).await,
                 }
             }
         };
@@ -363,6 +363,8 @@ async fn tls_ends_here_for_hosts_that_have_a_secret_and_for_no_others() {
             assert_eq!(heard.recv().await.unwrap(), b"");
         }
         lab.line(|it| !it.allowed && it.reason.contains("not TLS")).await;
+        let least = one_hello.len() as u64;
+        lab.line(|it| it.host == "a.loop.example" && it.allowed && it.sent >= least).await;
         // Without its secret it is a host like any other.
         Store::change(&settings, Vec::clear).unwrap();
         let spliced = async {
@@ -422,6 +424,22 @@ async fn many_connections_and_much_of_each_are_carried() {
         let mut heard = Vec::new();
         read.read_to_end(&mut heard).await.unwrap();
         assert!(heard.starts_with(&bytes) && heard.ends_with(b" 50331648"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_log_has_a_connection_as_soon_as_it_is_decided() {
+    let port = echo().await;
+    let lab = Lab::new(&format!("allow = [\"localhost:{port}\"]\n"));
+    lab.run(async |guest: Guest| {
+        guest.connect(HOST, port).await;
+        for last in 1..=5 {
+            assert_eq!(guest.open([10, 0, 0, last].into(), port).await.0, REFUSED);
+            let line = lab.line(|it| it.host == format!("10.0.0.{last}"));
+            timeout(Duration::from_millis(500), line).await.expect("it is written at once");
+        }
+        assert!(lab.line(|it| it.host == "host.coracle.internal").await.allowed);
     })
     .await;
 }

@@ -1,23 +1,26 @@
 //! One stream of the guest, from its first byte to its last. It owns the order: what it is for, whether that is allowed, the
 //! connection, the name that TLS shows, and that it goes on only as long as policy allows it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use protocol::{Answer, STREAM_LEN, Stream};
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, interval, timeout};
 
+use super::counted::{Counted, Moved};
 use super::gate::{Gate, NO_ADDRESS};
 use super::questions;
 use super::splice::{pump, write_all};
 use crate::intercept::{self, HELLO_MAX, Hello, client_hello};
 use crate::policy::{Decision, Destination, Host, Name, Policy, Reason};
-use crate::stream::{Answer, Open};
 
 /// For a stream's head, which the guest sends at once.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,21 +47,22 @@ struct Way {
     address: IpAddr,
     /// What TLS has shown, where that has to be allowed as well.
     shown: RefCell<Option<Destination>>,
-    sent: Cell<u64>,
-    received: Cell<u64>,
+    moved: Arc<Moved>,
 }
 
 /// Carries a stream until it has ended.
 pub async fn carry(gate: &Gate, mut client: UnixStream) {
-    let Ok(Ok(open)) = timeout(OPEN_TIMEOUT, Open::read(&mut client)).await else { return };
-    match open {
-        Open::Dns => {
+    let mut header = [0; STREAM_LEN];
+    let Ok(Ok(_)) = timeout(OPEN_TIMEOUT, client.read_exact(&mut header)).await else { return };
+    match Stream::decode(&header) {
+        Ok(Stream::Dns) => {
             if client.write_all(&[Answer::Connected as u8]).await.is_ok() {
                 // It ends when the guest has nothing more to ask, or asks nonsense.
                 let _ = questions::serve(gate, client).await;
             }
         }
-        Open::Tcp(address) => tcp(gate, client, address).await,
+        Ok(Stream::Tcp(address)) => tcp(gate, client, address).await,
+        Err(_) => {}
     }
 }
 
@@ -74,14 +78,14 @@ async fn tcp(gate: &Gate, mut client: UnixStream, address: SocketAddrV4) {
         tokio::select! {
             denied = &mut work => {
                 if let Err(denied) = denied {
-                    gate.log.borrow_mut().record(&way.to, &denied);
+                    gate.record(&way.to, &denied);
                 }
                 break;
             }
             Ok(()) = changes.changed() => {
                 let denied = way.decide(&changes.borrow_and_update());
                 if let Some(denied) = denied {
-                    gate.log.borrow_mut().record(&way.to, &denied);
+                    gate.record(&way.to, &denied);
                     break;
                 }
             }
@@ -107,7 +111,7 @@ async fn reach(gate: &Gate, address: SocketAddrV4) -> Result<(Way, TcpStream), A
         Err((to, denied)) => (to, Err(denied)),
     };
     let decision = allowed.as_ref().map_or_else(Clone::clone, |(_, decision)| decision.clone());
-    gate.log.borrow_mut().record(&to, &decision);
+    gate.record(&to, &decision);
     let (addresses, _) = allowed.map_err(|denied| match denied.reason == NO_ADDRESS {
         true => Answer::Unreachable,
         false => Answer::Refused,
@@ -119,8 +123,8 @@ async fn reach(gate: &Gate, address: SocketAddrV4) -> Result<(Way, TcpStream), A
                 // Neither is worth a connection.
                 let _ = host.set_nodelay(true);
                 let _ = set_socket_keepalive(&host, true).and_then(|()| set_tcp_keepidle(&host, KEEPALIVE));
-                let (shown, sent, received) = Default::default();
-                return Ok((Way { to, address, shown, sent, received }, host));
+                let (shown, moved) = Default::default();
+                return Ok((Way { to, address, shown, moved }, host));
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => answer = Answer::Refused,
             _ => {}
@@ -140,6 +144,8 @@ async fn converse(gate: &Gate, way: &Way, client: UnixStream, host: TcpStream) -
             return if head.is_empty() { Ok(()) } else { Err(Decision::denied(NO_TLS)) };
         }
         way.check(&hello, &gate.policy())?;
+        way.moved.sent.store(head.len() as u64, Ordering::Relaxed);
+        let client = Counted { stream: client, moved: Arc::clone(&way.moved) };
         // What its client and its host do wrong is theirs.
         let _ = intercept::serve(client, head, injection, authority, async || Ok(host)).await;
         return Ok(());
@@ -147,11 +153,11 @@ async fn converse(gate: &Gate, way: &Way, client: UnixStream, host: TcpStream) -
     let outward = async {
         let (head, hello) = greeting(&client).await?;
         way.check(&hello, &gate.policy()).map_err(Some)?;
-        way.sent.set(head.len() as u64);
+        way.moved.sent.store(head.len() as u64, Ordering::Relaxed);
         write_all(&host, &head).await.map_err(|_| None)?;
-        pump(&client, &host, &way.sent).await.map_err(|_| None)
+        pump(&client, &host, &way.moved.sent).await.map_err(|_| None)
     };
-    let inward = async { pump(&host, &client, &way.received).await.map_err(|_| None) };
+    let inward = async { pump(&host, &client, &way.moved.received).await.map_err(|_| None) };
     match tokio::try_join!(outward, inward) {
         Err(Some(denied)) => Err(denied),
         // Ended, or broken off by either side.
@@ -221,7 +227,7 @@ impl Way {
 
     /// Tells the log what has moved since; false when nothing has.
     fn count(&self, gate: &Gate, seen: &mut (u64, u64)) -> bool {
-        let now = (self.sent.get(), self.received.get());
+        let now = (self.moved.sent.load(Ordering::Relaxed), self.moved.received.load(Ordering::Relaxed));
         let moved = now != *seen;
         if moved {
             gate.log.borrow_mut().bytes(&self.to, now.0 - seen.0, now.1 - seen.1);

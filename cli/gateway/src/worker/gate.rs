@@ -10,19 +10,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, interval, sleep};
 
 use super::Place;
 use crate::credentials::{self, Injection, SERVICES, Secrets};
 use crate::intercept::Authority;
 use crate::log::Log;
 use crate::names::{Names, is_synthetic};
-use crate::policy::{self, Decision, Destination, Files, Host, Policy, Reason, Watch, is_this_machine};
+use crate::policy::{self, Decision, Destination, Files, Host, Name, Policy, Reason, Watch, is_this_machine};
 use crate::resolve::Resolver;
 
-/// Files are looked at that often even when nothing is reported: network file systems do not. The log is written as often.
+/// Files are looked at that often even when nothing is reported: network file systems do not. What connections have carried is
+/// written as often.
 const LOOK: Duration = Duration::from_secs(2);
+/// Writing the log takes no more than one part in so many of the time.
+const LOG_SHARE: u32 = 20;
 
 const NO_NAME: Reason = Reason::Other("its address stands for no name of this sandbox");
 pub const NO_ADDRESS: Reason = Reason::Other("this machine knows no address of it");
@@ -37,6 +40,7 @@ pub struct Gate {
     pub authority: Option<Authority>,
     pub names: RefCell<Names>,
     pub log: RefCell<Log>,
+    recorded: Notify,
     resolver: Resolver,
     watches: RefCell<Watches>,
 }
@@ -57,6 +61,7 @@ impl Gate {
             authority: Authority::load(&place.folder)?,
             names: RefCell::new(Names::open(&place.folder)?),
             log: RefCell::new(Log::open(&place.folder)),
+            recorded: Notify::new(),
             resolver: Resolver::new(place.path.clone()),
             watches: RefCell::new(watches),
             place,
@@ -88,6 +93,28 @@ impl Gate {
         }
         if watches.policy.changed() {
             self.policy.send_replace(load(&self.place));
+        }
+    }
+
+    /// Has the log say what was decided about a connection.
+    pub fn record(&self, to: &Destination, decision: &Decision) {
+        self.log.borrow_mut().record(to, decision);
+        self.recorded.notify_one();
+    }
+
+    /// The same for a name that was asked for.
+    pub fn record_name(&self, name: &Name, decision: &Decision) {
+        self.log.borrow_mut().record_name(name, decision);
+        self.recorded.notify_one();
+    }
+
+    /// Writes the log as soon as there is something new: who looks into it looks for what has just been.
+    pub async fn write_log(&self) {
+        loop {
+            self.recorded.notified().await;
+            let start = Instant::now();
+            self.flush();
+            sleep(start.elapsed() * LOG_SHARE).await;
         }
     }
 

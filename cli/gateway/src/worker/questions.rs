@@ -46,7 +46,7 @@ impl Zone for Known<'_> {
         };
         // Who wants an address asks for others as well: one line is enough.
         if asked {
-            self.0.log.borrow_mut().record_name(name, &decision);
+            self.0.record_name(name, &decision);
         }
         found
     }

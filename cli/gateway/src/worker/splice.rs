@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::consume_budget;
@@ -74,7 +75,7 @@ impl Drop for Held {
 }
 
 /// One direction, until it ends; its end is told to the other side.
-pub(super) async fn pump(from: &impl Socket, to: &impl Socket, moved: &Cell<u64>) -> io::Result<()> {
+pub(super) async fn pump(from: &impl Socket, to: &impl Socket, moved: &AtomicU64) -> io::Result<()> {
     loop {
         // A stream that is always ready leaves the others their turn.
         consume_budget().await;
@@ -86,7 +87,7 @@ pub(super) async fn pump(from: &impl Socket, to: &impl Socket, moved: &Cell<u64>
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 written => written?,
             };
-            moved.set(moved.get() + count as u64);
+            moved.fetch_add(count as u64, Ordering::Relaxed);
             Ok::<_, io::Error>((count, (written < count).then(|| Held::new(&buffer[written..count]))))
         });
         match step {
