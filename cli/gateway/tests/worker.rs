@@ -123,6 +123,12 @@ impl Guest {
         stream
     }
 
+    async fn container(&self, addr: Ipv4Addr, port: u16) -> UnixStream {
+        let mut stream = self.stream(&[&[3, 0][..], &port.to_be_bytes(), &addr.octets()].concat()).await;
+        assert_eq!(timeout(3 * SOON, stream.read_u8()).await.unwrap().unwrap(), CONNECTED);
+        stream
+    }
+
     /// The address of a name, or the code of the answer.
     async fn resolve(&self, name: &str) -> Result<Ipv4Addr, u8> {
         let mut stream = self.stream(&DNS).await;
@@ -355,6 +361,13 @@ async fn tls_ends_here_for_hosts_that_have_a_secret_and_for_no_others() {
         let mut stream = guest.connect(other, port).await;
         stream.write_all(&other_hello).await.unwrap();
         assert_eq!(heard.recv().await.unwrap(), other_hello);
+        // A container would not believe it, so it has the host itself.
+        let mut stream = guest.container(one, port).await;
+        stream.write_all(&one_hello).await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), one_hello);
+        let mut stream = guest.container(one, port).await;
+        stream.write_all(&other_hello).await.unwrap();
+        assert_eq!((end(stream).await, heard.recv().await.unwrap()), (vec![], vec![]), "with another's name");
         // Without TLS, or with another's, nothing gets there.
         for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &other_hello] {
             let mut stream = guest.connect(one, port).await;
@@ -449,7 +462,7 @@ async fn nonsense_is_hung_up_on() {
     let port = echo().await;
     let lab = Lab::new(&format!("allow = [\"localhost:{port}\"]\n"));
     lab.run(async |guest: Guest| {
-        for bad in [[3, 0, 0, 0, 0, 0, 0, 0], [255; 8]] {
+        for bad in [[4, 0, 0, 0, 0, 0, 0, 0], [3, 1, 0, 80, 1, 1, 1, 1], [255; 8]] {
             assert_eq!(end(guest.stream(&bad).await).await, b"");
         }
         // A message without its header, one that is too long, and an answer.

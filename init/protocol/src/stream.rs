@@ -12,12 +12,16 @@ pub const STREAM_LEN: usize = 8;
 
 const TCP: u8 = 1;
 const DNS: u8 = 2;
+const CONTAINER: u8 = 3;
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// A TCP connection that a program of the guest has opened to this address. The guest has no route for others than IPv4.
     Tcp(SocketAddrV4),
+    /// The same, by a program in a container of the guest's Docker, which trusts whom its own image trusts: the gateway must not
+    /// stand in for the host.
+    Container(SocketAddrV4),
     /// Questions and answers as in DNS over TCP (RFC 7766), as many at once as there are ids, answered in any order.
     Dns,
 }
@@ -38,6 +42,7 @@ impl Stream {
     pub fn encode(self) -> [u8; STREAM_LEN] {
         let (kind, port, addr) = match self {
             Self::Tcp(to) => (TCP, to.port(), *to.ip()),
+            Self::Container(to) => (CONTAINER, to.port(), *to.ip()),
             Self::Dns => (DNS, 0, Ipv4Addr::UNSPECIFIED),
         };
         let ([p0, p1], [a0, a1, a2, a3]) = (port.to_be_bytes(), addr.octets());
@@ -56,6 +61,7 @@ impl Stream {
         let to = SocketAddrV4::new(Ipv4Addr::new(a0, a1, a2, a3), u16::from_be_bytes([p0, p1]));
         match kind {
             TCP => Ok(Self::Tcp(to)),
+            CONTAINER => Ok(Self::Container(to)),
             DNS if to.ip().is_unspecified() && to.port() == 0 => Ok(Self::Dns),
             DNS => Err(Error::Invalid { field: "address of a DNS stream", must: "0" }),
             _ => Err(Error::Kind { kind }),
@@ -82,12 +88,12 @@ mod tests {
 
     #[test]
     fn a_header_has_one_form() {
-        let tcp = Stream::Tcp("198.18.3.4:443".parse().unwrap());
-        assert_eq!(tcp.encode(), [1, 0, 1, 0xbb, 198, 18, 3, 4]);
-        for stream in [tcp, Stream::Dns] {
+        let to = "198.18.3.4:443".parse().unwrap();
+        assert_eq!(Stream::Tcp(to).encode(), [1, 0, 1, 0xbb, 198, 18, 3, 4]);
+        for stream in [Stream::Tcp(to), Stream::Container(to), Stream::Dns] {
             assert_eq!(Stream::decode(&stream.encode()), Ok(stream));
         }
-        for broken in [[0; 8], [3, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 1]] {
+        for broken in [[0; 8], [4, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 1]] {
             Stream::decode(&broken).unwrap_err();
         }
     }

@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use protocol::Stream;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{SocketFlags, accept_with, sockopt};
+use rustix::net::{SocketAddrAny, SocketAddrV4, SocketFlags, acceptfrom_with, sockopt};
 
 use super::link::{CHUNK, Fate, Link, Side};
 use super::names::Names;
-use super::rules::PORT;
+use super::rules::{ADDRESS, PORT};
 
 /// Connections at once. More wait in the listener.
 const LINKS_MAX: usize = 4000;
@@ -96,10 +96,9 @@ impl<C: Fn() -> rustix::io::Result<OwnedFd>> Relay<'_, C> {
 
     fn accept(&mut self, chunk: &mut [u8; CHUNK]) {
         for _ in 0..ACCEPTS_MAX.min(LINKS_MAX - self.open()) {
-            let Ok(program) = accept_with(self.streams, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) else {
-                return;
-            };
-            let Some(link) = self.begin(program) else { continue };
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let Ok((program, from)) = acceptfrom_with(self.streams, flags) else { return };
+            let Some(link) = self.begin(program, from) else { continue };
             let index = self.free.pop().unwrap_or(self.links.len());
             if index == self.links.len() {
                 self.links.push(None);
@@ -110,11 +109,15 @@ impl<C: Fn() -> rustix::io::Result<OwnedFd>> Relay<'_, C> {
     }
 
     /// A program that cannot be served is reset, as all are that nobody serves.
-    fn begin(&self, program: OwnedFd) -> Option<Link> {
+    fn begin(&self, program: OwnedFd, from: Option<SocketAddrAny>) -> Option<Link> {
         let to = sockopt::ip_original_dst(&program).ok()?;
         // Small messages are answers that somebody waits for.
         let _ = sockopt::set_tcp_nodelay(&program, true);
-        let stream = if to.port() == PORT { Stream::Dns } else { Stream::Tcp(to) };
+        let stream = match to.port() {
+            PORT => Stream::Dns,
+            _ if is_own(from) => Stream::Tcp(to),
+            _ => Stream::Container(to),
+        };
         match (self.connect)() {
             Ok(gateway) => Some(Link::new(program, gateway, stream)),
             Err(_) => {
@@ -165,4 +168,10 @@ impl<C: Fn() -> rustix::io::Result<OwnedFd>> Relay<'_, C> {
             let _ = epoll::modify(&self.epoll, wire.as_fd(), EventData::new_u64(WIRE), events);
         }
     }
+}
+
+/// Whether the program is one of the sandbox's own: all others have an address of another network, a container's.
+fn is_own(from: Option<SocketAddrAny>) -> bool {
+    let from = from.and_then(|it| SocketAddrV4::try_from(it).ok());
+    from.is_some_and(|it| it.ip().is_loopback() || *it.ip() == ADDRESS)
 }

@@ -113,7 +113,7 @@ fn all_that_leaves_goes_to_the_gateway() {
             echo(stream);
         }
         Stream::Tcp(to) if to.port() == 81 => answer(&mut stream, Answer::Unreachable),
-        Stream::Tcp(_) => answer(&mut stream, Answer::Refused),
+        Stream::Tcp(_) | Stream::Container(_) => answer(&mut stream, Answer::Refused),
         Stream::Dns => answers(stream),
     });
     network(&path);

@@ -37,8 +37,8 @@ pub fn stream(input: &[u8]) {
 }
 
 pub fn stream_seeds() -> Vec<Vec<u8>> {
-    let tcp = Stream::Tcp(SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 443));
-    [tcp, Stream::Dns].map(|it| it.encode().to_vec()).into()
+    let to = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 443);
+    [Stream::Tcp(to), Stream::Container(to), Stream::Dns].map(|it| it.encode().to_vec()).into()
 }
 
 pub fn boot_config(input: &[u8]) {

@@ -19,6 +19,7 @@ use super::counted::{Counted, Moved};
 use super::gate::{Gate, NO_ADDRESS};
 use super::questions;
 use super::splice::{pump, write_all};
+use crate::credentials::Injection;
 use crate::intercept::{self, HELLO_MAX, Hello, client_hello};
 use crate::policy::{Decision, Destination, Host, Name, Policy, Reason};
 
@@ -41,6 +42,15 @@ const OTHER_TLS: Reason = Reason::Other("TLS shows what is no host's name");
 const NO_TLS: Reason = Reason::Other("it has a secret, and the connection is not TLS");
 const SLOW_TLS: Reason = Reason::Other("TLS was begun and not gone on with");
 
+/// Whom a program believes, as the guest says: one that says something else only does without a secret.
+#[derive(Clone, Copy)]
+enum Trust {
+    /// The sandbox's authority, too.
+    Sandbox,
+    /// Those of its container's image.
+    Image,
+}
+
 /// A connection that may be.
 struct Way {
     to: Destination,
@@ -61,18 +71,23 @@ pub async fn carry(gate: &Gate, mut client: UnixStream) {
                 let _ = questions::serve(gate, client).await;
             }
         }
-        Ok(Stream::Tcp(address)) => tcp(gate, client, address).await,
+        Ok(Stream::Tcp(address)) => tcp(gate, client, address, Trust::Sandbox).await,
+        Ok(Stream::Container(address)) => tcp(gate, client, address, Trust::Image).await,
         Err(_) => {}
     }
 }
 
-async fn tcp(gate: &Gate, mut client: UnixStream, address: SocketAddrV4) {
+async fn tcp(gate: &Gate, mut client: UnixStream, address: SocketAddrV4, trust: Trust) {
     let mut changes = gate.changes();
     let reached = reach(gate, address).await;
     let answer = *reached.as_ref().err().unwrap_or(&Answer::Connected);
     let answered = client.write_all(&[answer as u8]).await;
     let (Ok((way, host)), Ok(())) = (reached, answered) else { return };
-    let mut work = pin!(converse(gate, &way, client, host));
+    let injection = match trust {
+        Trust::Sandbox => gate.injection(&way.to),
+        Trust::Image => None,
+    };
+    let mut work = pin!(converse(gate, &way, client, host, injection));
     let (mut tick, mut seen, mut moved) = (interval(COUNT), (0, 0), Instant::now());
     loop {
         tokio::select! {
@@ -134,8 +149,14 @@ async fn reach(gate: &Gate, address: SocketAddrV4) -> Result<(Way, TcpStream), A
 }
 
 /// Carries what both sides say. The error is that it was cut for what it is.
-async fn converse(gate: &Gate, way: &Way, client: UnixStream, host: TcpStream) -> Result<(), Decision> {
-    if let (Some(injection), Some(authority)) = (gate.injection(&way.to), &gate.authority) {
+async fn converse(
+    gate: &Gate,
+    way: &Way,
+    client: UnixStream,
+    host: TcpStream,
+    injection: Option<Arc<Injection>>,
+) -> Result<(), Decision> {
+    if let (Some(injection), Some(authority)) = (injection, &gate.authority) {
         let (head, hello) = match greeting(&client).await {
             Ok(greeting) => greeting,
             Err(denied) => return denied.map_or(Ok(()), Err),
