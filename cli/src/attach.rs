@@ -118,9 +118,14 @@ impl Attach<'_> {
 
     /// Off the way of a start: the VMM is at work, and the guest has nothing to say yet.
     fn start_gateway(&self, launched: &mut Option<Launched>) {
-        let Some(Launched { child, gateway, .. }) = launched else { return };
-        let Some(gateway) = gateway.take() else { return };
-        if let Err(error) = launch::start_gateway(self.sandbox, gateway, child) {
+        if self.network == Network::None {
+            return;
+        }
+        let started = match launched {
+            Some(launched) => launched.start_gateway(self.sandbox),
+            None => launch::revive_gateway(self.sandbox, self.lent),
+        };
+        if let Err(error) = started {
             output::note(&format!("coracle: {}\n", output::explain(&error, false)));
         }
     }

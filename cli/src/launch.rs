@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 use gateway::credentials::{Lent, variables};
-use rustix::fs::{AtFlags, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, flock, unlinkat};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmm::marks::{self, Mark};
@@ -40,6 +41,16 @@ pub struct Launched {
 pub struct Gateway {
     listener: UnixListener,
     lent: OwnedFd,
+}
+
+impl Launched {
+    /// Starts its gateway, if it has one and that is not started yet.
+    pub fn start_gateway(&mut self, sandbox: &Sandbox) -> Result<()> {
+        let Some(gateway) = self.gateway.take() else { return Ok(()) };
+        let machine =
+            pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).context("watch the VMM")?;
+        start_gateway(sandbox, gateway, machine)
+    }
 }
 
 /// Starts the VMM of a sandbox whose lock is ours; drop the lock then, for it is the VMM's.
@@ -92,9 +103,36 @@ fn prepare_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<Gateway> {
     Ok(Gateway { listener, lent: Lent::seal(lent)? })
 }
 
-/// Starts the gateway of a VMM. Nothing waits for it but the guest's connections, in its socket.
-pub fn start_gateway(sandbox: &Sandbox, gateway: Gateway, machine: &Child) -> Result<()> {
-    let machine = pidfd_open(Pid::from_child(machine), PidfdFlags::empty()).context("watch the VMM")?;
+/// Starts another gateway for a sandbox that runs, if its own was killed. What that one was lent is gone with it.
+pub fn revive_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<()> {
+    if has_gateway(sandbox) {
+        return Ok(());
+    }
+    // Another command does the same, or a gateway is only just ending: the next one sees to it.
+    let lock = sandbox.create_file(file::GATEWAY_LOCK)?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(());
+    }
+    // In this order: a command that starts the VMM has bound the socket before.
+    match sandbox.process() {
+        Some(machine) if !has_gateway(sandbox) => {
+            start_gateway(sandbox, prepare_gateway(sandbox, lent)?, machine)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether some process has the gateway's socket. It hears nothing of this: it is asked for something that it is not.
+fn has_gateway(sandbox: &Sandbox) -> bool {
+    let found = || {
+        let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        connect(&probe, &SocketAddrUnix::new(short_path(sandbox, file::GATEWAY_SOCKET))?)
+    };
+    !matches!(found(), Err(Errno::CONNREFUSED | Errno::NOENT))
+}
+
+/// Starts the gateway of a VMM, a pidfd. Nothing waits for it but the guest's connections, in its socket.
+fn start_gateway(sandbox: &Sandbox, gateway: Gateway, machine: OwnedFd) -> Result<()> {
     let mut command = Command::new(SELF);
     command.arg0("coracle").arg("gateway").arg("--dir").arg(&sandbox.path);
     remove_credentials(&mut command);
@@ -111,7 +149,7 @@ pub fn start_gateway(sandbox: &Sandbox, gateway: Gateway, machine: &Child) -> Re
 fn listen(sandbox: &Sandbox, name: &str) -> Result<UnixListener> {
     // One left by a VMM that is gone: the lock is ours.
     match unlinkat(&sandbox.dir, name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error).context("remove the old socket"),
     }
     UnixListener::bind(short_path(sandbox, name)).with_context(|| format!("create {name}"))

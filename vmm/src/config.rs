@@ -122,12 +122,21 @@ pub struct Rules {
 pub struct Vsock {
     /// A connection accepted from the listener becomes a stream to this guest port.
     pub listeners: Vec<(u32, UnixListener)>,
-    /// A stream that the guest opens to this port of the host, which is not 0, becomes a connection to the Unix socket, opened
-    /// with `O_PATH`. All other ports are refused.
-    pub outbound: Vec<(u32, OwnedFd)>,
+    /// What the guest may open. All other ports of the host are refused.
+    pub outbound: Vec<Outbound>,
     /// Ask the guest to end when no client of a listener has been connected for this long; `None` is never. What the guest
     /// opens does not keep it.
     pub idle_timeout: Option<Duration>,
     /// The guest port and the bytes that ask it to end.
     pub goodbye: (u32, Vec<u8>),
+}
+
+/// A stream that the guest opens to `port` of the host, which is not 0, becomes a connection to the Unix socket `name` in `folder`.
+/// Whoever serves it may be followed by another, with a new socket of that name.
+#[derive(Debug)]
+pub struct Outbound {
+    pub port: u32,
+    pub folder: OwnedFd,
+    /// One file's name. No link is followed.
+    pub name: &'static str,
 }

@@ -15,7 +15,7 @@ use argh::{ArgsInfo, FromArgs};
 use gateway::intercept;
 use protocol::{BootConfig, Hello, Message, Mount, Request, Role};
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, openat2};
-use vmm::config::{Disk, Rules, Share, Vsock};
+use vmm::config::{Disk, Outbound, Rules, Share, Vsock};
 use vmm::{Config, End, Exit, Vm, layout};
 
 use crate::config::{Network, SandboxConfig};
@@ -149,13 +149,12 @@ fn machine(
 }
 
 /// The way to the gateway, where there is one.
-fn outbound(sandbox: &Sandbox, config: &SandboxConfig) -> Result<Vec<(u32, OwnedFd)>> {
+fn outbound(sandbox: &Sandbox, config: &SandboxConfig) -> Result<Vec<Outbound>> {
     if config.network == Network::None {
         return Ok(Vec::new());
     }
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let socket = rustix::fs::openat(&sandbox.dir, file::GATEWAY_SOCKET, flags, Mode::empty());
-    Ok(vec![(protocol::GATEWAY_PORT, socket.context("open the gateway's socket")?)])
+    let folder = sandbox.dir.try_clone().context("duplicate the folder's descriptor")?;
+    Ok(vec![Outbound { port: protocol::GATEWAY_PORT, folder, name: file::GATEWAY_SOCKET }])
 }
 
 fn open_part(path: &Path) -> Result<File> {

@@ -97,12 +97,16 @@ impl Sandbox {
         accessat(&self.dir, file::EPHEMERAL, rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Sends a signal to the VMM; false when there is none.
-    pub fn signal(&self, signal: Signal) -> bool {
+    /// The VMM's process, if there is one.
+    pub fn process(&self) -> Option<OwnedFd> {
         // Opened in between, the process cannot have changed from one that has the lock to one that has not.
         let process = self.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let Some(process) = process.filter(|_| self.pid().is_some()) else { return false };
-        pidfd_send_signal(process, signal).is_ok()
+        process.filter(|_| self.pid().is_some())
+    }
+
+    /// Sends a signal to the VMM; false when there is none.
+    pub fn signal(&self, signal: Signal) -> bool {
+        self.process().is_some_and(|process| pidfd_send_signal(process, signal).is_ok())
     }
 
     /// What the VMM has taken so far; `None` when there is none.

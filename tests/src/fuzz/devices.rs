@@ -189,10 +189,10 @@ pub fn vsock(input: &[u8]) {
     let server = UnixListener::bind(dir.path().join("server")).expect("listen");
     server.set_nonblocking(true).expect("it is a socket");
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let socket = rustix::fs::open(dir.path().join("server"), flags, Mode::empty()).expect("it is there");
+    let folder = rustix::fs::open(dir.path(), flags, Mode::empty()).expect("it is there");
     let config = config::Vsock {
         listeners: vec![(GUEST_PORT, listener)],
-        outbound: vec![(HOST_PORT, socket)],
+        outbound: vec![config::Outbound { port: HOST_PORT, folder, name: "server" }],
         idle_timeout: Some(Duration::from_secs(3600)),
         goodbye: (GUEST_PORT, b"goodbye".to_vec()),
     };

@@ -333,9 +333,11 @@ impl Rings {
             }
             let packet = Packet::decode(&header);
             bytes += chain.reader.remaining();
-            // Others than these two do not exist, so there is no one to answer.
-            if (packet.src_cid, packet.dst_cid) == (GUEST_CID, HOST_CID) {
-                streams.receive(&packet, &mut chain.reader);
+            // Others than these two do not exist.
+            match (packet.src_cid, packet.dst_cid) {
+                (GUEST_CID, HOST_CID) => streams.receive(&packet, &mut chain.reader),
+                (GUEST_CID, _) => streams.refuse(&packet),
+                _ => {}
             }
             self.tx.complete(&self.memory, chain)?;
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::event::epoll::EventFlags;
 
 use super::connection::{Connection, Verdict};
-use super::outbound::{Outbound, connect_to};
+use super::outbound::Outbound;
 use super::packet::{Credit, HEADER_SIZE, Op, Packet, Ports, STREAM};
 use super::quota::{Origin, Quotas};
 use crate::virtio::{BrokenQueue, Reader, Writer};
@@ -114,13 +114,13 @@ impl Streams {
     /// Begins a connection that the guest asks for; false if it cannot have it.
     fn admit(&mut self, packet: &Packet) -> bool {
         let ports = packet.ports();
-        let Some(socket) = self.outbound.socket(ports.host) else { return false };
+        let Some(place) = self.outbound.place(ports.host) else { return false };
         // The guest may have closed one with these ports of which the host has not taken all yet.
         if self.connections.contains_key(&ports) {
             return false;
         }
         let Some(buf_alloc) = self.quotas.take(Origin::Guest) else { return false };
-        match connect_to(socket, buf_alloc) {
+        match place.connect(buf_alloc) {
             Ok(host) => {
                 let connection = Connection::accepted(ports, host, buf_alloc, packet.credit);
                 self.begin(ports, connection, Origin::Guest);
@@ -177,6 +177,14 @@ impl Streams {
             Verdict::Broken => return self.reset(ports),
         }
         self.settle(ports);
+    }
+
+    /// Takes a packet to an address that nobody has: who tries to connect there is told at once.
+    pub fn refuse(&mut self, packet: &Packet) {
+        if Op::decode(packet.op) == Some(Op::Request) {
+            let reset = Packet::to_guest(packet.ports(), Op::Reset, Credit::default());
+            self.resets.push_back(Packet { src_cid: packet.dst_cid, kind: packet.kind, ..reset });
+        }
     }
 
     /// Writes the next packet for the guest; false if there was none after all.

@@ -189,6 +189,14 @@ fn other_addresses_are_nobody() {
     }
     guest.expect_nothing();
     assert!(read_all(&mut client).is_empty());
+    // Who tries to connect there need not wait for it.
+    for cid in [0, 1, 4, 1 << 32 | HOST_CID, u64::MAX] {
+        guest.send_packet(Packet { dst_cid: cid, ..guest.packet(ports, Op::Request) }, &[]);
+        guest.settle();
+        let reset = Packet::decode(guest.rx.take_used().unwrap().1.first_chunk().unwrap());
+        let from = (reset.src_cid, reset.dst_cid, reset.ports().guest, Op::decode(reset.op));
+        assert_eq!(from, (cid, GUEST_CID, ports.host, Some(Op::Reset)));
+    }
     guest.send_data(ports, b"still here");
     assert_eq!(read_all(&mut client), b"still here");
 }

@@ -27,6 +27,8 @@ const PORT: u32 = 1024;
 const PUBLISHED_PORT: u32 = 1026;
 /// A port of the host that the guest can connect to.
 const HOST_PORT: u32 = 1025;
+/// The socket that it leads to.
+const SERVER: &str = "server";
 const GUEST_BUFFER: u32 = 256 << 10;
 const RX_BUFFER: u32 = 4096;
 
@@ -56,10 +58,10 @@ impl Guest {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("sock")).unwrap();
         let published = UnixListener::bind(folder.path().join("published")).unwrap();
-        let (server, socket) = server(folder.path());
+        let (server, outbound) = server(folder.path(), HOST_PORT);
         let config = config::Vsock {
             listeners: vec![(PORT, listener), (PUBLISHED_PORT, published)],
-            outbound: vec![(HOST_PORT, socket)],
+            outbound: vec![outbound],
             idle_timeout,
             goodbye: (PORT, b"goodbye".to_vec()),
         };
@@ -224,11 +226,11 @@ impl Guest {
 }
 
 /// A server that does not wait, and the way to it that the device is given.
-fn server(folder: &Path) -> (UnixListener, OwnedFd) {
-    let path = folder.join("server");
-    let server = UnixListener::bind(&path).unwrap();
+fn server(folder: &Path, port: u32) -> (UnixListener, config::Outbound) {
+    let server = UnixListener::bind(folder.join(SERVER)).unwrap();
     server.set_nonblocking(true).unwrap();
-    (server, rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap())
+    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    (server, config::Outbound { port, folder, name: SERVER })
 }
 
 fn start(vsock: &mut Vsock, memory: &Memory) -> (Driver, Driver) {

@@ -129,20 +129,6 @@ fn where_too_many_wait_the_guest_is_refused_and_can_try_again() {
     assert_eq!(guest.expect(Op::Response).guest, 4);
 }
 
-/// By its descriptor: what has the socket's name by now is not what the guest was given.
-#[test]
-fn a_socket_of_the_same_name_is_another_one() {
-    let mut guest = Guest::new();
-    let path = guest.folder.path().join("server");
-    std::fs::remove_file(&path).unwrap();
-    let imposter = UnixListener::bind(&path).unwrap();
-    imposter.set_nonblocking(true).unwrap();
-    let (mut server, ports) = guest.open(1);
-    guest.send_data(ports, b"secret");
-    assert_eq!(read_all(&mut server), b"secret");
-    assert!(imposter.accept().is_err());
-}
-
 #[test]
 fn only_a_request_for_a_stream_to_that_port_opens_anything() {
     let mut guest = Guest::new();
@@ -165,16 +151,50 @@ fn only_a_request_for_a_stream_to_that_port_opens_anything() {
 }
 
 #[test]
-fn port_0_cannot_be_configured() {
+fn port_0_and_other_folders_cannot_be_configured() {
     let folder = tempfile::tempdir().unwrap();
-    let (_server, socket) = server(folder.path());
-    let config = config::Vsock {
-        listeners: Vec::new(),
-        outbound: vec![(0, socket)],
-        idle_timeout: None,
-        goodbye: (PORT, Vec::new()),
+    let (_server, port_0) = server(folder.path(), 0);
+    let above =
+        config::Outbound { port: HOST_PORT, folder: port_0.folder.try_clone().unwrap(), name: "../server" };
+    for outbound in [port_0, above] {
+        let config = config::Vsock {
+            listeners: Vec::new(),
+            outbound: vec![outbound],
+            idle_timeout: None,
+            goodbye: (PORT, Vec::new()),
+        };
+        assert!(matches!(Vsock::new(config), Err(Error::Outbound)));
+    }
+}
+
+#[test]
+fn another_server_takes_the_place_of_one_that_is_gone_and_no_link_does() {
+    let mut guest = Guest::new();
+    let (_first, ports) = guest.open(1);
+    let path = guest.folder.path().join(SERVER);
+    // The first one still serves: what has its name by now is another's.
+    std::fs::remove_file(&path).unwrap();
+    let imposter = UnixListener::bind(&path).unwrap();
+    imposter.set_nonblocking(true).unwrap();
+    guest.open(9);
+    assert!(imposter.accept().is_err());
+    drop(imposter);
+    let try_with = |guest: &mut Guest, n, op| {
+        guest.send(Ports { host: HOST_PORT, guest: n }, Op::Request);
+        assert_eq!(guest.expect(op).guest, n);
     };
-    assert!(matches!(Vsock::new(config), Err(Error::Outbound)));
+    guest.server = UnixListener::bind(guest.folder.path().join("another")).unwrap();
+    guest.server.set_nonblocking(true).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    try_with(&mut guest, 2, Op::Reset);
+    std::os::unix::fs::symlink("another", &path).unwrap();
+    try_with(&mut guest, 3, Op::Reset);
+    std::fs::rename(guest.folder.path().join("another"), &path).unwrap();
+    try_with(&mut guest, 4, Op::Response);
+    guest.send_data(Ports { host: HOST_PORT, guest: 4 }, b"anew");
+    assert_eq!(read_all(&mut guest.served().unwrap()), b"anew");
+    assert_eq!((guest.connections(), ports.guest), (3, 1));
+    guest.settle();
 }
 
 /// virtio 1.2, 5.10.6: a pair of ports is one connection.
