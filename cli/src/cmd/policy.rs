@@ -153,14 +153,18 @@ impl Rm {
             Some(sandbox) => format!("sandbox {} has no rule", sandbox.name),
             None => "no rule for all sandboxes is".into(),
         };
-        edit(&place.path()?, |all| {
+        let check = |all: &Rules| {
             let known = |rule: &&Rule| all.allow.contains(rule) || all.deny.contains(rule);
-            if let Some(missing) = rules.iter().find(|rule| !known(rule)) {
-                let preset = Preset::ALL.iter().any(|it| it.rules().contains(missing));
-                let remedy =
-                    if preset { "; what a preset allows is refused by coracle policy deny" } else { "" };
-                return Err(anyhow!("{show} {missing}; coracle policy ls lists them{remedy}"));
-            }
+            let Some(missing) = rules.iter().find(|rule| !known(rule)) else { return Ok(()) };
+            let preset = Preset::ALL.iter().any(|it| it.rules().contains(missing));
+            let remedy = if preset { "; what a preset allows is refused by coracle policy deny" } else { "" };
+            Err(anyhow!("{show} {missing}; coracle policy ls lists them{remedy}"))
+        };
+        // Before the edit, which would make a folder and a lock for nothing.
+        let path = place.path()?;
+        check(&Rules::read(&path)?.unwrap_or_default())?;
+        edit(&path, |all| {
+            check(all)?;
             all.allow.retain(|rule| !rules.contains(rule));
             all.deny.retain(|rule| !rules.contains(rule));
             Ok(true)
