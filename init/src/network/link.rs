@@ -54,6 +54,8 @@ struct Way {
     /// The sender has ended it; so has the receiver been told.
     ended: bool,
     told: bool,
+    /// The receiver takes no more.
+    deaf: bool,
 }
 
 impl Link {
@@ -74,11 +76,27 @@ impl Link {
     /// Moves what there is.
     pub fn progress(&mut self, chunk: &mut [u8; CHUNK]) -> Fate {
         let (program, gateway) = (self.program.socket.as_fd(), self.gateway.socket.as_fd());
-        let moved = self.outward.pump(program, gateway, chunk);
-        if moved.and_then(|()| self.inward(chunk)).is_err() {
+        let outward = self.outward.pump(program, gateway, chunk);
+        // Who takes no more may have said something before.
+        let inward = self.inward(chunk);
+        if outward.and(inward).is_err() || self.inward.deaf {
             return Fate::Broken;
         }
+        self.outward.tell(self.gateway.socket.as_fd());
+        if self.is_cut() {
+            return Fate::Broken;
+        }
+        self.inward.tell(self.program.socket.as_fd());
         if self.outward.told && self.inward.told { Fate::Ended } else { Fate::Lives }
+    }
+
+    /// The gateway has ended both ways, and the program none. A good end comes one way first, and this must not look like one.
+    fn is_cut(&self) -> bool {
+        let nothing_follows = !self.answered || self.inward.is_over();
+        let takes_more = || send(&self.gateway.socket, &[], SendFlags::NOSIGNAL) != Err(Errno::PIPE);
+        nothing_follows
+            && (self.outward.deaf
+                || self.inward.is_over() && !self.inward.told && !self.outward.told && !takes_more())
     }
 
     /// Closes the program's connection by a reset.
@@ -112,7 +130,7 @@ impl Link {
 /// For a socket that is read for one way and written for the other.
 fn interest(read: &Way, written: &Way) -> EventFlags {
     let mut events = EventFlags::empty();
-    events.set(EventFlags::IN, !read.ended && read.kept.is_empty());
+    events.set(EventFlags::IN, !read.ended && !read.deaf && read.kept.is_empty());
     events.set(EventFlags::OUT, !written.kept.is_empty());
     events
 }
@@ -136,6 +154,7 @@ impl End {
 }
 
 impl Way {
+    /// Moves what there is. The error is the sender's.
     fn pump(
         &mut self,
         from: BorrowedFd<'_>,
@@ -144,27 +163,22 @@ impl Way {
     ) -> rustix::io::Result<()> {
         for _ in 0..TURNS {
             if !self.kept.is_empty() {
-                let written = write(to, &self.kept)?;
-                self.kept.drain(..written);
-                if !self.kept.is_empty() {
+                let mut kept = std::mem::take(&mut self.kept);
+                kept.drain(..self.give(to, &kept));
+                if !kept.is_empty() {
+                    self.kept = kept;
                     return Ok(());
                 }
                 // Most connections never need it again.
-                self.kept = Vec::new();
             }
-            if self.ended {
-                self.tell(to);
+            if self.ended || self.deaf {
                 return Ok(());
             }
             match recv(from, &mut chunk[..], RecvFlags::empty()) {
-                Ok((0, _)) => {
-                    self.ended = true;
-                    self.tell(to);
-                    return Ok(());
-                }
+                Ok((0, _)) => self.ended = true,
                 Ok((count, _)) => {
-                    let written = write(to, &chunk[..count])?;
-                    self.kept.extend_from_slice(&chunk[written..count]);
+                    let given = self.give(to, &chunk[..count]);
+                    self.kept.extend_from_slice(&chunk[given..count]);
                 }
                 Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
                 Err(errno) => return Err(errno),
@@ -173,8 +187,21 @@ impl Way {
         Ok(())
     }
 
+    /// How much the receiver takes: of one that takes no more, all is lost.
+    fn give(&mut self, to: BorrowedFd<'_>, bytes: &[u8]) -> usize {
+        write(to, bytes).unwrap_or_else(|_| {
+            self.deaf = true;
+            bytes.len()
+        })
+    }
+
+    /// All of it has been sent and taken.
+    fn is_over(&self) -> bool {
+        self.ended && self.kept.is_empty()
+    }
+
     fn tell(&mut self, to: BorrowedFd<'_>) {
-        if !self.told {
+        if self.is_over() && !self.told && !self.deaf {
             // A socket that is closed already is as good.
             let _ = shutdown(to, Shutdown::Write);
             self.told = true;

@@ -134,10 +134,14 @@ impl Wire {
         true
     }
 
+    /// False when it is no more; what it has said before is there to be read.
     fn progress(&mut self) -> bool {
-        match write(self.socket.as_fd(), &self.out) {
-            Ok(count) => drop(self.out.drain(..count)),
-            Err(_) => return false,
+        let mut alive = true;
+        if !self.out.is_empty() {
+            match write(self.socket.as_fd(), &self.out) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(_) => alive = false,
+            }
         }
         let mut chunk = [0; 4096];
         for _ in 0..TURNS {
@@ -158,7 +162,7 @@ impl Wire {
                 self.answered = true;
             }
         }
-        true
+        alive
     }
 
     /// The next answer that is there: its id, and what follows it.

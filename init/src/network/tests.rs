@@ -112,6 +112,16 @@ fn all_that_leaves_goes_to_the_gateway() {
             assert_eq!(*to.ip(), Ipv4Addr::new(198, 18, 0, 7));
             echo(stream);
         }
+        Stream::Tcp(to) if to.port() == 82 => {
+            answer(&mut stream, Answer::Connected);
+            stream.write_all(b"begin").unwrap();
+        }
+        Stream::Tcp(to) if to.port() == 83 => {
+            answer(&mut stream, Answer::Connected);
+            stream.write_all(b"all").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        }
         Stream::Tcp(to) if to.port() == 81 => answer(&mut stream, Answer::Unreachable),
         Stream::Tcp(_) | Stream::Container(_) => answer(&mut stream, Answer::Refused),
         Stream::Dns => answers(stream),
@@ -135,6 +145,16 @@ fn all_that_leaves_goes_to_the_gateway() {
         let start = Instant::now();
         assert!(is_reset(address, port));
         assert!(start.elapsed() < Duration::from_secs(5));
+    }
+    // What breaks off does not look whole, and what is whole does.
+    let read = |port| {
+        let mut heard = Vec::new();
+        let end = dial([198, 18, 0, 7], port).read_to_end(&mut heard).map_err(|error| error.kind());
+        (String::from_utf8(heard).unwrap(), end)
+    };
+    for _ in 0..50 {
+        assert_eq!(read(82), ("begin".into(), Err(ErrorKind::ConnectionReset)));
+        assert_eq!(read(83), ("all".into(), Ok(3)));
     }
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
     let there = connect(own.local_addr().unwrap()).unwrap();
@@ -188,6 +208,38 @@ fn nothing_else_leaves() {
     let sent = socket.connect("8.8.8.8:443").and_then(|()| socket.send(b"quic"));
     let heard = sent.and_then(|_| socket.recv(&mut [0]));
     heard.unwrap_err();
+}
+
+/// The gateway ends a stream for names on which nobody asks for two minutes.
+#[test]
+fn a_stream_for_names_that_has_ended_is_followed_by_another() {
+    if outside("a_stream_for_names_that_has_ended_is_followed_by_another") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.sock");
+    let (streams, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (begun, over) = (Arc::clone(&streams), Arc::clone(&ended));
+    gateway(&path, move |_, mut stream| {
+        begun.fetch_add(1, Ordering::SeqCst);
+        answer(&mut stream, Answer::Connected);
+        let mut message = [0; 2 + 19];
+        stream.read_exact(&mut message).unwrap();
+        message[4] |= 0x80;
+        stream.write_all(&message).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
+        over.fetch_add(1, Ordering::SeqCst);
+    });
+    network(&path);
+    for round in 1..=3 {
+        assert_eq!(ask("192.0.2.1:53", 7)[2..4], [0x81, 0]);
+        while ended.load(Ordering::SeqCst) < round {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // The relay hears of it in its own time.
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(streams.load(Ordering::SeqCst), round);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
 use super::packet::{Credit, Op, Packet, Ports, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND};
@@ -267,6 +268,10 @@ impl Connection {
             Ok(0) => {
                 self.readable = false;
                 self.host_shut |= SHUT_SEND;
+                // Closed as a whole, the guest hears so at once: one direction alone would look like a good end.
+                if is_closed(&self.host) {
+                    self.host_is_deaf();
+                }
             }
             Ok(count) => {
                 // Less than there was room for is all there was; if not, epoll will say so.
@@ -367,6 +372,12 @@ impl Connection {
         self.forwarded = self.forwarded.wrapping_add(bytes(self.buffer.len()));
         self.buffer = VecDeque::new();
     }
+}
+
+/// Nobody has the other end any more.
+fn is_closed(host: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(host, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 fn is_transient(error: &io::Error) -> bool {
