@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ADDRESSES_MAX: usize = 4;
 /// From the first byte of a TLS greeting to its last.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a client that has had all of its answer to hang up.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// A host that is gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// A connection on which nothing moves for this long is cut.
@@ -166,9 +169,12 @@ async fn converse(
         }
         way.check(&hello, &gate.policy())?;
         way.moved.sent.store(head.len() as u64, Ordering::Relaxed);
-        let client = Counted { stream: client, moved: Arc::clone(&way.moved) };
         // What its client and its host do wrong is theirs.
-        let _ = intercept::serve(client, head, injection, authority, async || Ok(host)).await;
+        let Ok(same) = client.as_fd().try_clone_to_owned() else { return Ok(()) };
+        let client = Counted { stream: client, moved: Arc::clone(&way.moved) };
+        if intercept::serve(client, head, injection, authority, async || Ok(host)).await.is_ok() {
+            let _ = timeout(FAREWELL, farewell(same)).await;
+        }
         return Ok(());
     }
     let outward = async {
@@ -186,37 +192,53 @@ async fn converse(
     }
 }
 
-/// What the client sends first: all of a TLS greeting, or the beginning of something else. The error is why it was cut, if not by
-/// the client.
+/// Ends a stream one way, and waits for the other: both at once is how one is cut.
+async fn farewell(stream: OwnedFd) -> io::Result<u64> {
+    let mut stream = UnixStream::from_std(stream.into())?;
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+}
+
+/// What the client sends first: all of a TLS greeting, or the beginning of something else; for that it may take its time. The error
+/// is why it was cut, if not by the client.
 async fn greeting(client: &UnixStream) -> Result<(Vec<u8>, Hello), Option<Decision>> {
     let mut head = Vec::new();
-    client.readable().await.map_err(|_| None)?;
-    let read = async {
+    if read_more(client, &mut head).await.map_err(|_| None)? == 0 {
+        return Ok((head, Hello::NotTls));
+    }
+    let rest = async {
         loop {
-            let mut chunk = [0; 4096];
-            let room = chunk.len().min(HELLO_MAX - head.len());
-            match client.try_read(&mut chunk[..room]) {
-                Ok(0) if head.is_empty() => return Ok(Hello::NotTls),
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => head.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    client.readable().await?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
             match client_hello(&head) {
                 Hello::Incomplete if head.len() < HELLO_MAX => {}
                 Hello::Incomplete => return Ok(Hello::Sni(None)),
                 hello => return Ok(hello),
             }
+            if read_more(client, &mut head).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
         }
     };
-    match timeout(HELLO_TIMEOUT, read).await {
+    match timeout(HELLO_TIMEOUT, rest).await {
         Ok(Ok(hello)) => Ok((head, hello)),
         Ok(Err(_)) => Err(None),
-        Err(_) if head.is_empty() => Err(None),
         Err(_) => Err(Some(Decision::denied(SLOW_TLS))),
+    }
+}
+
+/// Waits for some bytes of a greeting; 0 is their end.
+async fn read_more(client: &UnixStream, head: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        // It may be called readable when it is not any more.
+        client.readable().await?;
+        let mut chunk = [0; 4096];
+        let room = chunk.len().min(HELLO_MAX - head.len());
+        match client.try_read(&mut chunk[..room]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => {
+                head.extend_from_slice(&chunk[..*read.as_ref().unwrap_or(&0)]);
+                return read;
+            }
+        }
     }
 }
 
