@@ -47,6 +47,13 @@ fn apply(step: &Step) -> Result<()> {
                 .with_context(|| format!("mount {source} ({kind}) on {target}"))
         }
         Step::Seed { path, text } => seed(path, text).with_context(|| format!("write {path}")),
+        // It costs the guest its names at most, and no start.
+        Step::Keep { path, text } => {
+            if let Err(error) = keep(path, text) {
+                crate::log(format_args!("write {path}: {error:#}"));
+            }
+            Ok(())
+        }
         Step::Move { from, to } => made_if_missing(to.as_bytes(), || rustix::mount::mount_move(*from, *to))
             .with_context(|| format!("move {from} to {to}")),
         Step::Link { path, to } => {
@@ -73,6 +80,23 @@ fn made_if_missing(folder: &[u8], attempt: impl Fn() -> rustix::io::Result<()>) 
         }
         other => Ok(other?),
     }
+}
+
+/// Has a file say what it should, whatever has become of it.
+fn keep(path: &str, text: &str) -> Result<()> {
+    // A FIFO would block us, and what is deleted below an overlay is a device that is none.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, FILE) {
+        Err(Errno::NOENT) => {}
+        Ok(file) if says(&file, text) => return Ok(()),
+        _ => rustix::fs::unlink(path)?,
+    }
+    seed(path, text)
+}
+
+fn says(file: &OwnedFd, text: &str) -> bool {
+    let mut found = [0; 256];
+    rustix::io::read(file, &mut found).is_ok_and(|count| &found[..count] == text.as_bytes())
 }
 
 fn seed(path: &str, text: &str) -> Result<()> {
@@ -168,6 +192,34 @@ mod tests {
         assert!(path.is_dir());
         std::fs::write(path.join("file"), "").unwrap();
         make_folders(path.join("file/x").as_os_str().as_bytes()).unwrap_err();
+    }
+
+    #[test]
+    fn what_is_kept_is_right_whatever_it_was() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("etc/resolv.conf");
+        let right = || {
+            keep(path.to_str().unwrap(), "nameserver").unwrap();
+            assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
+            assert_eq!(std::fs::read(&path).unwrap(), b"nameserver");
+        };
+        right();
+        right();
+        for other in ["", "nameserver2", "name"] {
+            std::fs::write(&path, other).unwrap();
+            right();
+        }
+        for target in ["/nonexistent", "/etc/passwd"] {
+            std::fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            right();
+        }
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, FILE).unwrap();
+        right();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        keep(path.to_str().unwrap(), "nameserver").unwrap_err();
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub enum Step {
     },
     /// Writes a file, unless it is there: at a sandbox's first start only.
     Seed { path: &'static str, text: String },
+    /// Has a file say this at every start.
+    Keep { path: &'static str, text: String },
     /// Moves a mounted file system.
     Move { from: &'static str, to: &'static str },
     /// Makes a symbolic link.
@@ -99,7 +101,7 @@ fn root(config: &BootConfig) -> Vec<Step> {
     ]);
     if config.network {
         let text = format!("nameserver {}\n", network::ADDRESS);
-        steps.push(Step::Seed { path: "/disk/upper/etc/resolv.conf", text });
+        steps.push(Step::Keep { path: "/disk/upper/etc/resolv.conf", text });
     }
     steps.extend([mount("overlay", "overlay", ROOT, MountFlags::NOATIME, &overlay), Step::OpenDisk]);
     steps
