@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 use crate::Call;
@@ -22,6 +23,8 @@ const TAIL: usize = 4 << 10;
 #[derive(Debug)]
 pub struct Home {
     dir: TempDir,
+    /// Whose user and network namespaces its programs run in, if not the tests' own.
+    network: Option<Pid>,
 }
 
 impl Home {
@@ -30,8 +33,18 @@ impl Home {
     pub fn new() -> Result<Self> {
         // Short: a socket's path has to fit into 108 bytes.
         let dir = tempfile::Builder::new().prefix("ct").rand_bytes(5).tempdir().context("make a home")?;
-        let home = Self { dir };
+        let home = Self { dir, network: None };
         fs::create_dir(home.workspace())?;
+        Ok(home)
+    }
+
+    /// One whose programs have the network of another process, which a user without privileges has made.
+    ///
+    /// # Errors
+    /// When the folders cannot be made.
+    pub fn in_network_of(process: Pid) -> Result<Self> {
+        let mut home = Self::new()?;
+        home.network = Some(process);
         Ok(home)
     }
 
@@ -60,8 +73,15 @@ impl Home {
     /// Runs another program in the same way.
     #[must_use]
     pub fn program(&self, program: &str) -> Call {
-        Call::new(program, self.path())
-            .env("HOME", self.path())
+        let call = match self.network {
+            None => Call::new(program, self.path()),
+            Some(pid) => {
+                let target = format!("--target={}", pid.as_raw_pid());
+                let enter = [&target, "--user", "--net", "--preserve-credentials", program];
+                Call::new("nsenter", self.path()).args(enter)
+            }
+        };
+        call.env("HOME", self.path())
             .env("XDG_STATE_HOME", self.path().join("state"))
             .without_env("XDG_DATA_HOME")
             .without_env("XDG_CONFIG_HOME")

@@ -13,6 +13,7 @@ mod hangs;
 mod hostile;
 mod lifecycle;
 mod memory;
+mod network;
 mod posix;
 mod run;
 mod sizes;
