@@ -105,25 +105,26 @@ fn prepare_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<Gateway> {
 
 /// Starts another gateway for a sandbox that runs, if its own was killed. What that one was lent is gone with it.
 pub fn revive_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<()> {
-    if has_gateway(sandbox) {
+    if sandbox.has_gateway() || is_served(sandbox) {
         return Ok(());
     }
-    // Another command does the same, or a gateway is only just ending: the next one sees to it.
+    // Another command does the same: one of the two sees to it.
     let lock = sandbox.create_file(file::GATEWAY_LOCK)?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(());
     }
     // In this order: a command that starts the VMM has bound the socket before.
     match sandbox.process() {
-        Some(machine) if !has_gateway(sandbox) => {
+        Some(machine) if !is_served(sandbox) => {
             start_gateway(sandbox, prepare_gateway(sandbox, lent)?, machine)
         }
         _ => Ok(()),
     }
 }
 
-/// Whether some process has the gateway's socket. It hears nothing of this: it is asked for something that it is not.
-fn has_gateway(sandbox: &Sandbox) -> bool {
+/// Whether some process has the gateway's socket, if only a command that is about to start it. It hears nothing of this: it is asked
+/// for something that it is not.
+fn is_served(sandbox: &Sandbox) -> bool {
     let found = || {
         let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         connect(&probe, &SocketAddrUnix::new(short_path(sandbox, file::GATEWAY_SOCKET))?)

@@ -187,7 +187,12 @@ fn a_damaged_policy_is_named_and_left_alone() {
             refused(&home.run(args), "policy.toml cannot be used");
         }
         assert_eq!(fs::read_to_string(global(&home)).unwrap(), text);
+        let ran = home.run(["doctor"]);
+        let doctor = ran.stdout();
+        assert!(doctor.contains("policy.toml cannot be used") && !doctor.contains('\u{1b}'), "{doctor}");
     }
+    fs::write(global(&home), "preset = 'locked'\nallow = ['a.b']").unwrap();
+    assert!(home.run(["doctor"]).stdout().contains("preset locked, 1 rules of your own"));
 }
 
 #[test]

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use argh::{ArgsInfo, FromArgs};
+use gateway::policy::{self, Rules};
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 use serde_json::{Value, json};
 use vmm::{Probe, has_jail, probe};
 
 use crate::cmd::Typed;
+use crate::config::Network;
 use crate::output::{print, table};
+use crate::store::{Sandbox, Store};
 use crate::templates::{self, build};
 use crate::text::plain;
 use crate::{parts, places, units};
@@ -58,6 +61,7 @@ impl Args {
             ("init", part(parts::initramfs())),
             ("disks", parts::disks().map_or_else(|error| broken(&error), |disks| whole(&disks))),
             ("template", base()),
+            ("gateway", gateway()),
         ];
         let failed = findings.iter().any(|(_, finding)| matches!(finding, Fail(..)));
         print(&if self.json { json(&findings, failed) } else { text(&findings) })?;
@@ -199,6 +203,38 @@ fn broken(error: &anyhow::Error) -> Finding {
         format!("{error:#}"),
         "install Coracle again, or set CORACLE_SHARE to the folder that holds vmlinux".into(),
     )
+}
+
+/// What keeps sandboxes from the network that policy allows them.
+fn gateway() -> Finding {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|folder| folder.join("getent").is_file()) {
+        let remedy = "install getent, a part of every C library (Debian: libc-bin), where PATH leads to";
+        return Warn("getent is missing: sandboxes reach no host by its name".into(), remedy.into());
+    }
+    let rules = places::settings().and_then(|folder| Rules::read(&folder.join(policy::NAME)));
+    let rules = match rules {
+        Ok(rules) => rules.unwrap_or_default(),
+        Err(error) => {
+            let remedy = "until that is put right, sandboxes reach nothing";
+            return Warn(plain(format!("{error:#}")), remedy.into());
+        }
+    };
+    let all = Store::open().ok().flatten().and_then(|store| store.sandboxes().ok()).unwrap_or_default();
+    let lacks_it = |it: &&Sandbox| {
+        let wants = it.config().is_ok_and(|config| config.network == Network::Gateway);
+        wants && it.is_running() && !it.has_gateway()
+    };
+    match all.iter().find(lacks_it) {
+        Some(Sandbox { name, .. }) => Warn(
+            format!("that of sandbox {name} was killed: it has no network"),
+            format!("coracle exec {name} true starts another"),
+        ),
+        None => {
+            let (preset, count) = (rules.preset.unwrap_or_default(), rules.allow.len() + rules.deny.len());
+            Good(format!("getent is there; preset {}, {count} rules of your own", preset.name()))
+        }
+    }
 }
 
 /// A file that the kernel makes, or nothing.

@@ -89,7 +89,16 @@ impl Sandbox {
 
     /// Whether somebody holds the lock. A test for people: by the time it returns, it may be otherwise.
     pub fn is_running(&self) -> bool {
-        let Ok(lock) = self.open_file(file::LOCK) else { return false };
+        self.is_held(file::LOCK)
+    }
+
+    /// Whether a process keeps the sandbox's gateway. The same holds for this test.
+    pub fn has_gateway(&self) -> bool {
+        self.is_held(file::GATEWAY_LOCK)
+    }
+
+    fn is_held(&self, name: &str) -> bool {
+        let Ok(lock) = self.open_file(name) else { return false };
         flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
     }
 
