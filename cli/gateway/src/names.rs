@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+/// This machine, by all of its names.
+pub use protocol::HOST;
 
 use crate::policy::{HOST_NAMES, Name};
 
@@ -21,8 +23,6 @@ const SIZE_MAX: u64 = NAMES_MAX as u64 * 254;
 const NET: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const BITS: u32 = 15;
 const FIRST: usize = 256;
-/// This machine, by all of its names.
-pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 
 #[derive(Debug)]
 pub struct Names {

@@ -18,7 +18,7 @@ mod wire;
 pub use error::Error;
 pub use frame::{Decoder, decode};
 pub use message::Message;
-pub use stream::{Answer, GATEWAY_PORT, STREAM_LEN, Stream};
+pub use stream::{Answer, GATEWAY_PORT, HOST, STREAM_LEN, Stream};
 
 /// Raised by one with every change of the wire format; both sides name theirs when they differ.
 pub const VERSION: u16 = 1;

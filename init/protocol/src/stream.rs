@@ -7,6 +7,8 @@ use crate::Error;
 
 /// The host's vsock port that leads to the gateway.
 pub const GATEWAY_PORT: u32 = 1025;
+/// The address by which the guest reaches the host itself, as far as policy goes: host.coracle.internal.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// Bytes of a header.
 pub const STREAM_LEN: usize = 8;
 

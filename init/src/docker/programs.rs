@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use protocol::HOST;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Access;
@@ -31,6 +32,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
 address = "/run/docker/containerd/containerd.sock"
 "#;
+/// Where a user tells dockerd something, and the setting that it takes from there or from its arguments, but not from both.
+const SETTINGS: &str = "/etc/docker/daemon.json";
+const INSECURE: &str = "insecure-registries";
 /// How often dockerd's process looks whether containerd listens.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -81,6 +85,10 @@ pub fn start_dockerd(
     let mut arguments = vec![program.to_owned(), c"-H".to_owned(), c"fd://".to_owned()];
     if containerd.is_some() {
         arguments.push(CString::new(format!("--containerd={SOCKET}"))?);
+    }
+    // One on the host is as near as one on this machine, to which dockerd speaks plain HTTP by itself.
+    if !fs::read_to_string(SETTINGS).is_ok_and(|it| it.contains(INSECURE)) {
+        arguments.push(CString::new(format!("--insecure-registry={HOST}/32"))?);
     }
     spawn(output, || {
         if let Some(containerd) = containerd {

@@ -9,6 +9,7 @@ mod crash;
 mod credentials;
 mod disk;
 mod docker;
+mod docker_network;
 mod hangs;
 mod hostile;
 mod lifecycle;

@@ -1,10 +1,13 @@
-"""Prints an image tiny:1 for `docker load`: a shell and what it needs, taken from the sandbox itself. With an argument, only
-its files, as a tar archive.
+"""Prints an image tiny:1 for `docker load`: a shell and what it needs, taken from the sandbox itself. With arguments, only
+its files, as a tar archive, with those programs and their libraries.
 """
 
 import hashlib
 import io
 import json
+import os
+import re
+import subprocess
 import sys
 import tarfile
 
@@ -17,10 +20,18 @@ def add(tar, name, data=b"", kind=tarfile.REGTYPE, mode=0o755, target=""):
     tar.addfile(entry, io.BytesIO(data))
 
 
+def parts(program):
+    listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return {program, *re.findall(r"/\S+", listed)} - {os.path.realpath(path) for path in FILES} - set(FILES)
+
+
 def layer():
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for path in FILES:
+            with open(path, "rb") as f:
+                add(tar, path[1:], f.read())
+        for path in sorted(path for program in sys.argv[2:] for path in parts("/usr/bin/" + program)):
             with open(path, "rb") as f:
                 add(tar, path[1:], f.read())
         add(tar, "bin/sh", kind=tarfile.SYMTYPE, target="dash")
