@@ -18,6 +18,7 @@ mod network;
 mod posix;
 mod run;
 mod sizes;
+mod software;
 mod templates;
 mod terminal;
 mod workspace;
