@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the file system test suites of others that the tests run on a share, as static programs, and prints the folder they
-# are in: pjdfstest, for what POSIX says of names and attributes, and fsx, for every byte of a file.
+# are in: pjdfstest, for what POSIX says of names and attributes, and fsx, for every byte of a file. Beside them is this machine's
+# cargo, which no template has, as a client of registries.
 #
 # Owns their versions, and the patch of one. The files beside it say how they are run and what they may fail: they are the tests' to use.
 set -euo pipefail
@@ -37,6 +38,7 @@ build() {
     install "$1" --path "$1/source/vendor/fsx"
     mv "$1"/bin/* "$1"
     rm -rf "$1/source"
+    cp "$(rustup which cargo 2>/dev/null || command -v cargo)" "$1/cargo"
     say "suites: built in $((SECONDS - began)) s"
 }
 

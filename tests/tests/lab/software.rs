@@ -1,7 +1,9 @@
 //! Ordinary programs in a sandbox, which nobody has told of its gateway: they install, clone and stream from hosts as they would
 //! anywhere. The hosts are real servers of the lab's loopback, which a rule of the policy opens.
 
+use std::fs;
 use std::net::TcpListener;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use tests::{Home, Running, Test, Vm};
@@ -21,14 +23,15 @@ const REPOSITORY: &str = "git init -q work && cd work && echo cloned >file && gi
     commit -q -m one && cd .. && git clone -q --bare work repositories/tiny.git";
 
 /// What each program is asked to do, by hosts H (HTTP), S (HTTPS) and G (SSH), and what it prints then.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     (
         "sudo rm -r /etc/apt/sources.list.d; echo deb [trusted=yes] H/debian ./ | sudo tee /etc/apt/sources.list >/dev/null; sudo \
             apt-get -q=2 update && sudo apt-get -q=2 install tiny >/dev/null 2>&1; tiny-apt",
         "by apt",
     ),
     (
-        "export NODE_EXTRA_CA_CERTS=$PWD/cert.pem; mkdir npm; cd npm; echo registry=S/npm/ >.npmrc; npm install --silent tiny >/dev/null && npm ci --silent >/dev/null && npx tiny-npm",
+        "export NODE_EXTRA_CA_CERTS=$PWD/cert.pem; mkdir npm; cd npm; echo registry=S/npm/ >.npmrc; npm install --silent tiny >/dev/null && \
+            npm ci --silent >/dev/null && node_modules/.bin/tiny-npm",
         "by npm",
     ),
     (
@@ -39,6 +42,13 @@ const PROGRAMS: [(&str, &str); 6] = [
     (
         "uv -q pip install --native-tls --index-url S/simple --target uv tiny && PYTHONPATH=uv python3 -c 'import tiny'",
         "by pip",
+    ),
+    // vendor is what needs no compiler.
+    (
+        "mkdir -p crate/src crate/.cargo; cd crate; touch src/lib.rs; echo '[registries.test]\nindex = \"sparse+S/index/\"' >.cargo/config.toml
+        echo '[package]\nname = \"p\"\nedition = \"2021\"\n[dependencies]\ntiny = { version = \"1\", registry = \"test\" }' >Cargo.toml
+        ../cargo -q vendor >/dev/null && grep -o 'by cargo' vendor/tiny/src/lib.rs",
+        "by cargo",
     ),
     ("git clone -q S/git/tiny.git https && cat https/file", "cloned"),
     (
@@ -74,6 +84,9 @@ fn ordinary_programs_work_unchanged() -> Test {
     let allow = ports.map(|port| format!("--allow=localhost:{port}"));
     vm.start(["--cpus", "1", "-m", "1g"].into_iter().chain(allow.iter().map(String::as_str)))?;
     vm.command(["bash", "-ec", KEYS]).deadline(PATIENCE_S).ok()?;
+    let suites =
+        std::env::var_os("CORACLE_SUITES").context("CORACLE_SUITES is not set; see tests/lab/runner")?;
+    fs::copy(PathBuf::from(suites).join("cargo"), vm.home.workspace().join("cargo"))?;
     vm.home.write("repositories/.keep", "")?;
     vm.home.program("sh").args(["-ec", REPOSITORY]).cwd(vm.home.path()).ok()?;
 
@@ -91,7 +104,7 @@ fn ordinary_programs_work_unchanged() -> Test {
         let script = script.replace("H/", &format!("{}/", url("http://", plain)));
         let script =
             script.replace("S/", &format!("{}/", url("https://", tls))).replace(" G ", &format!(" {clone} "));
-        let done = vm.command(["bash", "-c", &script]).deadline(PATIENCE_S).ok();
+        let done = vm.command(["sh", "-c", &script]).deadline(PATIENCE_S).ok();
         assert_eq!(done.with_context(|| script.clone())?.trim_end(), printed, "{script}");
     }
     let node = "NODE_EXTRA_CA_CERTS=cert.pem exec node --experimental-websocket -e \"$0\" $1";
