@@ -11,6 +11,7 @@ mod head;
 mod hello;
 mod upstream;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -31,13 +32,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::client::TlsStream as OutStream;
 use tokio_rustls::server::TlsStream as InStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 pub use authority::{Authority, CERTIFICATE, certificate, ensure as ensure_authority};
 pub use head::{Refusal, inject, prepare};
 pub use hello::{HELLO_MAX, Hello, client_hello, is_host};
+pub use upstream::is_untrusted;
 
 use crate::credentials::Injection;
 use client::{Client, Use};
@@ -102,9 +104,17 @@ where
         let stream = connect().await.with_context(|| format!("connect to {}", injection.host))?;
         // Small messages are answers that somebody waits for, of HTTP/2's flow control above all.
         stream.set_nodelay(true)?;
-        authority.upstream.connect(stream, &injection.host, known).await
+        authority.upstream.connect(stream, &injection.host, known.clone()).await
     };
-    let host = timeout(CONNECT_TIMEOUT, reach).await.context("the host does not answer")??;
+    let reached = timeout(CONNECT_TIMEOUT, reach).await.context("the host does not answer");
+    let host = match reached.and_then(|host| host) {
+        Ok(host) => host,
+        Err(error) => {
+            // Whether it listens or not.
+            let _ = timeout(HELLO_TIMEOUT, tell(start, known, &injection, authority, &error)).await;
+            return Err(error);
+        }
+    };
     let chosen = host.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
 
     let mut config = rustls::ServerConfig::clone(&*authority.host(&injection.host)?);
@@ -115,6 +125,30 @@ where
         Some(HTTP2) => http2(client, host, injection, &moved).await,
         _ => http1(client, host, injection, &moved).await,
     }
+}
+
+/// Answers every request of a client whose host cannot be had with the reason.
+async fn tell<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    start: StartHandshake<Client<S>>,
+    protocols: Vec<Vec<u8>>,
+    injection: &Injection,
+    authority: &Authority,
+    error: &anyhow::Error,
+) -> Result<()> {
+    let mut config = rustls::ServerConfig::clone(&*authority.host(&injection.host)?);
+    config.alpn_protocols = protocols;
+    let client = start.into_stream(Arc::new(config)).await?;
+    let is_http2 = client.get_ref().1.alpn_protocol() == Some(HTTP2);
+    let service = service_fn(|_: Request<Incoming>| {
+        let answer = refuse(StatusCode::BAD_GATEWAY, &format!("{error:#}"));
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let client = TokioIo::new(client);
+    match is_http2 {
+        true => inward::http2::Builder::new(TokioExecutor::new()).serve_connection(client, service).await?,
+        false => inward::http1::Builder::new().serve_connection(client, service).await?,
+    }
+    Ok(())
 }
 
 async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(

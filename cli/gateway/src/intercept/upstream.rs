@@ -1,6 +1,7 @@
 //! The way to the true host: TLS with a certificate that this machine trusts.
 //! It owns whom we believe to be a host. It opens no connection: it is handed one to the address that policy has allowed.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +58,12 @@ impl Trust {
         let config = Arc::new(client(roots)?);
         Ok(Arc::clone(self.0.get_or_init(|| config)))
     }
+}
+
+/// Whether an error is that a host shows a certificate that is not to be believed.
+pub fn is_untrusted(error: &anyhow::Error) -> bool {
+    let inner = error.chain().filter_map(|it| it.downcast_ref::<io::Error>()?.get_ref());
+    inner.filter_map(|it| it.downcast_ref()).any(|it| matches!(it, rustls::Error::InvalidCertificate(_)))
 }
 
 fn client(roots: RootCertStore) -> Result<ClientConfig> {

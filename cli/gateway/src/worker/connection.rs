@@ -43,6 +43,8 @@ const COUNT: Duration = Duration::from_secs(5);
 const OTHER_NAME: Reason = Reason::Other("TLS does not show the name that the connection was opened for");
 const OTHER_TLS: Reason = Reason::Other("TLS shows what is no host's name");
 const NO_TLS: Reason = Reason::Other("it has a secret, and the connection is not TLS");
+const UNTRUSTED: Reason =
+    Reason::Other("it has a secret, and its certificate is not one that this machine trusts");
 const SLOW_TLS: Reason = Reason::Other("TLS was begun and not gone on with");
 
 /// Whom a program believes, as the guest says: one that says something else only does without a secret.
@@ -169,13 +171,16 @@ async fn converse(
         }
         way.check(&hello, &gate.policy())?;
         way.moved.sent.store(head.len() as u64, Ordering::Relaxed);
-        // What its client and its host do wrong is theirs.
         let Ok(same) = client.as_fd().try_clone_to_owned() else { return Ok(()) };
         let client = Counted { stream: client, moved: Arc::clone(&way.moved) };
-        if intercept::serve(client, head, injection, authority, async || Ok(host)).await.is_ok() {
+        let served = intercept::serve(client, head, injection, authority, async || Ok(host)).await;
+        let untrusted = served.as_ref().is_err_and(intercept::is_untrusted);
+        // Of a host that is not believed, the client was told.
+        if served.is_ok() || untrusted {
             let _ = timeout(FAREWELL, farewell(same)).await;
         }
-        return Ok(());
+        // What its client and its host do wrong besides is theirs.
+        return if untrusted { Err(Decision::denied(UNTRUSTED)) } else { Ok(()) };
     }
     let outward = async {
         let (head, hello) = greeting(&client).await?;
