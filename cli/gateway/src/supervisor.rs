@@ -11,7 +11,10 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open,
+    set_dumpable_behavior, setrlimit,
+};
 
 /// Before a worker that has died is followed by another: doubled each time, and short again after one that has lasted.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -22,6 +25,13 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// For the gateway of the sandbox's last VM to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// What both processes begin with, as credentials go through them: nobody looks into them, and no crash leaves them on a disk.
+pub fn confine() -> Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
+    rustix::thread::set_no_new_privs(true).context("give up new privileges")?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("forbid core files")
+}
 
 /// Waits until a lock is ours; false when another gateway keeps it, or the VM (a pidfd) has ended.
 pub fn lock(file: &File, machine: BorrowedFd<'_>) -> Result<bool> {

@@ -49,7 +49,7 @@ pub struct Place {
 
 /// Carries what comes by a listening socket until SIGTERM.
 pub fn run(listener: UnixListener, place: Place) -> Result<()> {
-    confine().context("confine the gateway")?;
+    limit().context("limit the gateway")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the gateway's event loop")?;
     LocalSet::new().block_on(&runtime, serve(listener, place))
@@ -88,18 +88,15 @@ async fn accept(listener: &tokio::net::UnixListener, gate: &Rc<Gate>) {
     }
 }
 
-/// It holds credentials: nobody looks into it, and no crash leaves them on a disk.
-fn confine() -> Result<()> {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
-    rustix::thread::set_no_new_privs(true).context("give up new privileges")?;
-    let both = |value| Rlimit { current: Some(value), maximum: Some(value) };
-    setrlimit(Resource::Core, both(0)).context("forbid core files")?;
+/// What it may take, besides what `supervisor::confine` has it give up.
+fn limit() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let known = getrlimit(Resource::Nofile);
     let most = known.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
     if known.current.is_some_and(|current| current < most) {
         setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: known.maximum })
             .context("raise the number of descriptors")?;
     }
-    setrlimit(Resource::Data, both(MEMORY_MAX)).context("limit memory")
+    let memory = Rlimit { current: Some(MEMORY_MAX), maximum: Some(MEMORY_MAX) };
+    setrlimit(Resource::Data, memory).context("limit memory")
 }

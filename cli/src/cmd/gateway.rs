@@ -42,6 +42,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> Result<u8> {
+        supervisor::confine().context("confine the gateway")?;
         sys::close_from(3);
         sys::ignore(&IGNORED);
         rustix::process::chdir("/").context("change to /")?;

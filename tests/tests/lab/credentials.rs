@@ -1,13 +1,16 @@
 //! Credentials: what a sandbox is given in their place, whom it believes, and that the secret itself is nowhere near it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use tests::host::Process;
 use tests::{Home, Test, Vm};
 
-const CANARY: &str = "sk-ant-api03-canary-5f1d3b9c7a2e4d6f8091";
-const PLACEHOLDER: &str = "sk-ant-api03-coracle-placeholder";
+pub const CANARY: &str = "sk-ant-api03-canary-5f1d3b9c7a2e4d6f8091";
+pub const PLACEHOLDER: &str = "sk-ant-api03-coracle-placeholder";
 const AUTHORITY: &str = "/usr/local/share/ca-certificates/coracle.crt";
 
 /// Looks for words in what a process was given and in all of its memory, and in files; prints where each was found.
@@ -23,13 +26,37 @@ done
 node -e 'console.log(require("fs").readFileSync(process.env.NODE_EXTRA_CA_CERTS, "utf8").split("BEGIN").length - 1)'
 "#;
 
-/// Where a word is: in the processes of a home, and in all the files of its sandboxes.
-fn places(home: &Home, words: &[&str]) -> Result<Vec<String>> {
-    let pids =
-        home.processes().iter().map(|it| it.pid.as_raw_pid().to_string()).collect::<Vec<_>>().join(",");
-    let scan = home.program("python3").args(["-c", SCAN, &pids]).args([home.sandboxes()]);
-    let found = scan.args(words).deadline(300).ok()?;
-    Ok(found.lines().map(str::to_owned).collect())
+/// Where a word is: in these processes, and in all the files below a folder.
+pub fn places(home: &Home, processes: &[Process], folder: &Path, words: &[&str]) -> Result<Vec<String>> {
+    let pids = processes.iter().map(|it| it.pid.as_raw_pid().to_string()).collect::<Vec<_>>().join(",");
+    let scan = home.program("python3").args(["-c", SCAN, &pids]).args([folder]).args(words);
+    Ok(scan.deadline(300).ok()?.lines().map(str::to_owned).collect())
+}
+
+/// The placeholder is what a scan finds, so it would find the secret; in the gateway, where that is, nobody may look.
+fn is_nowhere(home: &Home, secret: &str) -> Test {
+    let (gateway, others): (Vec<_>, Vec<_>) = home.processes().into_iter().partition(is_gateway);
+    ensure!(!gateway.is_empty(), "it has a gateway");
+    for process in gateway {
+        let folder = Path::new("/proc").join(process.pid.as_raw_pid().to_string());
+        for secret in ["environ", "mem", "maps", "fd", "auxv"] {
+            let read = fs::read(folder.join(secret)).map(drop);
+            let denied = read.map_err(|error| error.kind());
+            assert_eq!(denied, Err(ErrorKind::PermissionDenied), "{secret} of {}", process.command);
+        }
+        let limits = fs::read_to_string(folder.join("limits"))?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("a limit")?;
+        assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["0", "0", "bytes"]);
+        assert!(!process.command.contains(secret));
+    }
+    let found = places(home, &others, &home.sandboxes(), &[PLACEHOLDER, secret])?;
+    assert!(found.iter().any(|it| it.starts_with(PLACEHOLDER)), "{found:?}");
+    assert!(!found.iter().any(|it| it.starts_with(secret)), "{found:?}");
+    Ok(())
+}
+
+pub fn is_gateway(process: &Process) -> bool {
+    process.command.split(' ').nth(1) == Some("gateway")
 }
 
 #[test]
@@ -46,10 +73,7 @@ fn a_sandbox_has_placeholders_and_believes_its_gateway() -> Test {
             vm.home.coracle(["stop", "vm"]).ok()?;
         }
     }
-    // The placeholder is what a scan finds, so it would find the secret.
-    let found = places(&vm.home, &[PLACEHOLDER, CANARY])?;
-    assert!(found.iter().any(|it| it.starts_with(PLACEHOLDER)), "{found:?}");
-    assert!(!found.iter().any(|it| it.starts_with(CANARY)), "{found:?}");
+    is_nowhere(&vm.home, CANARY)?;
 
     // Without a secret nothing new is given, and what is believed stays: its key is the host's.
     vm.home.coracle(["secret", "rm", "anthropic"]).ok()?;
@@ -68,9 +92,10 @@ fn what_is_lent_is_in_no_file_and_in_no_process_of_the_sandbox() -> Test {
     let show = || vm.home.coracle(["exec", "vm", "sh", "-c", "echo $ANTHROPIC_API_KEY"]);
     vm.home.coracle(run).env("ANTHROPIC_API_KEY", CANARY).ok()?;
     assert_eq!(show().env("ANTHROPIC_API_KEY", CANARY).ok()?, format!("{PLACEHOLDER}\n"));
-    let found = places(&vm.home, &[PLACEHOLDER, CANARY])?;
-    assert!(found.iter().any(|it| it.starts_with(PLACEHOLDER)), "{found:?}");
-    assert!(!found.iter().any(|it| it.starts_with(CANARY)), "{found:?}");
+    // With a worker as well, which the first question for a name starts.
+    vm.exec("getent hosts github.com")?;
+    assert_eq!(vm.home.processes().iter().filter(|it| is_gateway(it)).count(), 2);
+    is_nowhere(&vm.home, CANARY)?;
     // Started anew by somebody who does not have it, the sandbox has nothing of it.
     vm.home.coracle(["stop", "vm"]).ok()?;
     assert_eq!(show().ok()?, "\n");
