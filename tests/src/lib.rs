@@ -6,6 +6,7 @@ mod call;
 pub mod fuzz;
 mod home;
 pub mod host;
+pub mod hosts;
 pub mod random;
 pub mod registry;
 mod terminal;

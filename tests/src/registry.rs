@@ -106,6 +106,11 @@ impl Registry {
         Ok(Self { address, state })
     }
 
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Has an image under that name from here on. Returns how it is referred to, by its tag and by its digest.
     ///
     /// # Panics

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod churn;
+mod clients;
 mod coherence;
 mod crash;
 mod credentials;
