@@ -6,7 +6,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use gateway::agent;
 use gateway::policy::Rules;
+use protocol::AGENT_SOCKET;
 use serde::{Deserialize, Serialize};
 use vmm::config::{CPUS_MAX, DEVICES_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 use vmm::layout;
@@ -67,6 +69,9 @@ pub struct SandboxConfig {
     pub no_docker: bool,
     #[serde(default)]
     pub network: Network,
+    /// Fingerprints of the keys that it may use of the user's SSH agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_agent: Vec<String>,
     /// KEY=VALUE in the text form, for every command.
     pub env: Vec<String>,
 }
@@ -199,6 +204,7 @@ pub struct Request {
     pub policy: Rules,
     pub no_docker: bool,
     pub network: Option<Network>,
+    pub ssh_agent: Vec<String>,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
     pub ephemeral: bool,
@@ -229,6 +235,7 @@ impl Request {
         let hide = check_hide(raws(&args.hide), &workspaces)?;
         let policy = check_policy(args)?;
         let network = args.network.as_ref().map(|how| Network::parse(&how.0)).transpose()?;
+        let ssh_agent = check_ssh_agent(raws(&args.ssh_agent), network)?;
         let ephemeral = args.rm;
         Ok(Self {
             agent,
@@ -244,6 +251,7 @@ impl Request {
             policy,
             no_docker: args.no_docker,
             network,
+            ssh_agent,
             env,
             workdir,
             ephemeral,
@@ -266,6 +274,7 @@ impl Request {
 
     /// The sandbox to create for it.
     pub fn config(&self, id: String, template: &Template, created_s: u64) -> SandboxConfig {
+        let socket = (!self.ssh_agent.is_empty()).then(|| format!("SSH_AUTH_SOCK={AGENT_SOCKET}"));
         SandboxConfig {
             format: FORMAT,
             id,
@@ -281,7 +290,8 @@ impl Request {
             hide: self.hide.iter().map(|pattern| encode(pattern)).collect(),
             no_docker: self.no_docker,
             network: self.network.unwrap_or_default(),
-            env: self.env.iter().map(|variable| encode(variable)).collect(),
+            ssh_agent: self.ssh_agent.clone(),
+            env: socket.into_iter().chain(self.env.iter().map(|variable| encode(variable))).collect(),
         }
     }
 
@@ -322,6 +332,10 @@ impl Request {
             config.hide.iter().map(|it| format!(" {}", quoted(decode(it)))).collect::<String>()
         );
         ensure!(!self.no_docker || config.no_docker, "sandbox {name} has Docker; {remedy}");
+        ensure!(
+            self.ssh_agent.is_empty() || self.ssh_agent == config.ssh_agent,
+            "sandbox {name} may use other keys of the SSH agent; {remedy}"
+        );
         differs("--network", self.network.map(Network::name), config.network.name(), &remedy)?;
         for workspace in &self.workspaces {
             ensure!(
@@ -352,6 +366,25 @@ impl Request {
         }
         Ok(())
     }
+}
+
+/// The keys by their fingerprints, in one order: what was typed may be a comment, which another key could have later.
+fn check_ssh_agent<'a>(
+    names: impl Iterator<Item = &'a OsStr>,
+    network: Option<Network>,
+) -> Result<Vec<String>> {
+    let names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    if names.is_empty() {
+        return Ok(names);
+    }
+    ensure!(
+        network != Some(Network::None),
+        "--ssh-agent leads through the gateway, which --network none leaves out; leave out one of them"
+    );
+    let mut keys = agent::find(places::ssh_agent().as_deref(), &names).context("--ssh-agent")?;
+    keys.sort();
+    keys.dedup();
+    Ok(keys)
 }
 
 /// The rules of `--allow` and `--deny`.

@@ -7,10 +7,11 @@ use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
 use gateway::credentials::{Lent, Secrets, Store, find};
-use gateway::intercept;
+use gateway::{agent, intercept};
 
 use crate::agents::{self, Agent};
-use crate::output::note;
+use crate::config::SandboxConfig;
+use crate::output::{explain, note};
 use crate::places;
 use crate::store::{Sandbox, file};
 
@@ -69,6 +70,17 @@ impl Credentials {
         intercept::ensure_authority(&sandbox.path)?;
         let env = secrets.guest().iter().map(|(name, placeholder)| format!("{name}={placeholder}").into());
         Ok(Granted { env: env.collect(), lent })
+    }
+}
+
+/// Says so when a sandbox that may use keys is started where the SSH agent does not have them: it is asked where this command runs,
+/// as long as the sandbox does.
+pub fn look_for_agent(config: &SandboxConfig, running: bool) {
+    if running || config.ssh_agent.is_empty() {
+        return;
+    }
+    if let Err(error) = agent::find(places::ssh_agent().as_deref(), &config.ssh_agent) {
+        note(&format!("coracle: the sandbox cannot use your SSH keys: {}\n", explain(&error, false)));
     }
 }
 

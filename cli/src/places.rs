@@ -41,6 +41,11 @@ pub fn keys() -> Result<Vec<PathBuf>> {
     Ok(home.into_iter().flat_map(|home| KEYS.map(|name| home.join(name))).collect())
 }
 
+/// The socket of the user's SSH agent. One that is no absolute path is none, as the gateway works elsewhere.
+pub fn ssh_agent() -> Option<PathBuf> {
+    env::var_os("SSH_AUTH_SOCK").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
 /// Kernel, init, disks and templates as installed.
 pub fn share() -> Result<PathBuf> {
     if let Some(share) = variable("CORACLE_SHARE")? {

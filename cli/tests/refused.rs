@@ -14,7 +14,7 @@ use support::{Home, Ran};
 /// A command line, and a part of what is said about it.
 type Case = (&'static [&'static str], &'static str);
 
-const USAGE: [Case; 31] = [
+const USAGE: [Case; 32] = [
     (&["rnu"], r#"unknown command "rnu"; did you mean run?"#),
     (&[""], r#"unknown command """#),
     (&["-"], r#"unknown flag "-""#),
@@ -46,6 +46,7 @@ const USAGE: [Case; 31] = [
     (&["ls", "more"], r#"ls does not take "more""#),
     (&["help", "run", "more"], r#"help takes one command, not "more""#),
     (&["run", "-d", "--rm", "shell"], "leave out one of them"),
+    (&["run", "--ssh-agent", "me", "--network", "none", "shell"], "--ssh-agent leads through the gateway"),
 ];
 
 const AGENTS: [Case; 6] = [

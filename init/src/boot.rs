@@ -57,8 +57,11 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
 
     set_limits(&config).context("set resource limits")?;
     let container = Container::start().context("start the container")?;
-    let network =
-        if config.network { Network::new().context("set up the network")? } else { Network::none() };
+    let network = if config.network {
+        Network::new(config.agent).context("set up the network")?
+    } else {
+        Network::none()
+    };
     let listener = vsock::listener(PORT).context("listen on vsock")?;
     mark(port.as_ref(), Mark::Ready);
 

@@ -11,9 +11,10 @@ mod rules;
 use std::net::SocketAddrV4;
 
 use anyhow::{Context, Result};
-use protocol::GATEWAY_PORT;
+use protocol::{AGENT_SOCKET, GATEWAY_PORT};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::sys::{self, Fork};
@@ -30,16 +31,18 @@ pub struct Network(Option<Sockets>);
 struct Sockets {
     streams: OwnedFd,
     names: OwnedFd,
+    /// Of the user's SSH agent.
+    agent: Option<OwnedFd>,
     /// Readable when the relay has ended.
     relay: Option<OwnedFd>,
 }
 
 impl Network {
-    /// Leads everything to the relay's sockets, and those nowhere yet.
+    /// Leads everything to the relay's sockets, and those nowhere yet; with one for the user's SSH agent or without.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new() -> Result<Self> {
+    pub fn new(agent: bool) -> Result<Self> {
         rules::apply()?;
         let address = SocketAddrV4::new(rules::ADDRESS, rules::PORT);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -47,7 +50,8 @@ impl Network {
         bind(&streams, &address).and_then(|()| listen(&streams, BACKLOG)).context("listen for streams")?;
         let names = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
         bind(&names, &address).context("listen for questions")?;
-        Ok(Self(Some(Sockets { streams, names, relay: None })))
+        let agent = agent.then(listen_for_agent).transpose().context("listen for SSH")?;
+        Ok(Self(Some(Sockets { streams, names, agent, relay: None })))
     }
 
     /// No way out at all.
@@ -60,8 +64,10 @@ impl Network {
         let sockets = self.0.iter();
         sockets
             .flat_map(|it| match &it.relay {
-                Some(relay) => [Some(relay.as_fd()), None],
-                None => [Some(it.streams.as_fd()), Some(it.names.as_fd())],
+                Some(relay) => [Some(relay.as_fd()), None, None],
+                None => {
+                    [Some(it.streams.as_fd()), Some(it.names.as_fd()), it.agent.as_ref().map(OwnedFd::as_fd)]
+                }
             })
             .flatten()
     }
@@ -93,8 +99,11 @@ impl Sockets {
         match sys::fork()? {
             Fork::Child => {
                 // The server's connections must not be held open by a process that outlives them.
-                if let Ok([streams, names]) = sys::keep_only([&self.streams, &self.names])
-                    && let Err(error) = relay::run(&streams, &names, || vsock::connect(GATEWAY_PORT))
+                let connect = || vsock::connect(GATEWAY_PORT);
+                let agent = self.agent.as_ref().unwrap_or(&self.names);
+                if let Ok([streams, names, agent]) = sys::keep_only([&self.streams, &self.names, agent])
+                    && let Err(error) =
+                        relay::run(&streams, &names, self.agent.as_ref().map(|_| &agent), connect)
                 {
                     crate::log(format_args!("the relay: {error:#}"));
                 }
@@ -103,6 +112,16 @@ impl Sockets {
             Fork::Parent(pid) => rustix::process::pidfd_open(pid, PidfdFlags::empty()),
         }
     }
+}
+
+/// For whoever has a shell in the sandbox: it is the sandbox that may use the keys.
+fn listen_for_agent() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(AGENT_SOCKET)?)?;
+    rustix::fs::chmod(AGENT_SOCKET, Mode::from_raw_mode(0o666))?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

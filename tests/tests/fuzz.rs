@@ -75,6 +75,7 @@ targets! {
     client_greeting 50_000,
     request_head 50_000,
     dns 100_000,
+    agent 100_000,
     policy_name 20_000,
     policy_rule 100_000,
     policy_file 20_000,

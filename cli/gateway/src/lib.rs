@@ -2,6 +2,7 @@
 //! It owns what may be reached (policy), how (streams, names, published ports) and with whose credentials (interception). It
 //! knows nothing of KVM, and believes nothing that the guest says.
 
+pub mod agent;
 pub mod credentials;
 pub mod dns;
 pub mod intercept;

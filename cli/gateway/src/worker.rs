@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
+use crate::agent::Agent;
 use crate::credentials::Lent;
 use gate::Gate;
 
@@ -43,6 +44,8 @@ pub struct Place {
     pub settings: PathBuf,
     /// What the environment of who started the sandbox lends to it.
     pub lent: Vec<Lent>,
+    /// The SSH agent of who started it, and the keys that it may use.
+    pub agent: Agent,
     /// Where the resolver's program is looked for, if not where all programs are.
     pub path: Option<OsString>,
 }

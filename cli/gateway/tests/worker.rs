@@ -462,7 +462,7 @@ async fn nonsense_is_hung_up_on() {
     let port = echo().await;
     let lab = Lab::new(&format!("allow = [\"localhost:{port}\"]\n"));
     lab.run(async |guest: Guest| {
-        for bad in [[4, 0, 0, 0, 0, 0, 0, 0], [3, 1, 0, 80, 1, 1, 1, 1], [255; 8]] {
+        for bad in [[5, 0, 0, 0, 0, 0, 0, 0], [3, 1, 0, 80, 1, 1, 1, 1], [255; 8]] {
             assert_eq!(end(guest.stream(&bad).await).await, b"");
         }
         // A message without its header, one that is too long, and an answer.

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use argh::{ArgsInfo, FromArgs};
+use gateway::agent::Agent;
 use gateway::credentials::Lent;
 use gateway::supervisor;
 use gateway::worker::{self, Place};
@@ -77,7 +78,10 @@ fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
     let lives = getppid().map(Pid::as_raw_pid) == Some(parent);
     ensure!(lives, "this is for Coracle itself; start a sandbox with coracle run");
     let [listener, _, lent] = inherited()?;
+    // What cannot be read names no keys.
+    let keys = sandbox.config().map(|config| config.ssh_agent).unwrap_or_default();
     let place = Place {
+        agent: Agent { socket: places::ssh_agent(), keys },
         settings: places::settings()?,
         folder: sandbox.path,
         sandbox: sandbox.name,

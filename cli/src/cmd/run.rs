@@ -17,7 +17,7 @@ use crate::attach::{Attach, Removed, Visit, plain_lines};
 use crate::cmd::Typed;
 use crate::command::{self, Wishes};
 use crate::config::{self, Request, SandboxConfig};
-use crate::credentials::Credentials;
+use crate::credentials::{self, Credentials};
 use crate::parts;
 use crate::session::{self, Command, Streams};
 use crate::store::{Lock, Sandbox, Store, file, new_id};
@@ -49,7 +49,8 @@ A folder that holds only hidden things looks empty and cannot be removed.",
     note = "docker, in the sandbox, is a daemon of its own that starts with its first use. A container that runs does not keep the
 sandbox from stopping when no session is open: for that there is --idle-timeout 0.",
     note = "Credentials stay outside: see coracle help secret. ANTHROPIC_API_KEY, and its like for the services that the agent uses, are taken
-from this command's environment when none is stored; the sandbox sees a placeholder. With -e it sees what you give it.",
+from this command's environment when none is stored; the sandbox sees a placeholder. With -e it sees what you give it.
+--ssh-agent is for the sandbox's whole life; the agent is the one at SSH_AUTH_SOCK of the command that starts it.",
     note = "A sandbox keeps the CPUs, memory and disk that it was created with until coracle resize changes them. Idle timeout, folders,
 template, what is hidden and Docker are fixed; to change them, remove it or give another --name. Variables of -e and --env-file
 are kept with a new sandbox, and are for this session alone in one that exists. A path that itself ends in :ro is written with a
@@ -92,6 +93,10 @@ pub struct Args {
     /// what there is of a network: gateway (the default), which is what policy allows, or none
     #[argh(option, arg_name = "HOW")]
     pub network: Option<Raw>,
+    /// let the sandbox sign in by this key of your SSH agent, which is asked each time: its fingerprint as ssh-add -l shows it, or
+    /// its comment. Can be repeated
+    #[argh(option, arg_name = "KEY")]
+    pub ssh_agent: Vec<Raw>,
     /// leave out the sandbox's private Docker
     #[argh(switch)]
     pub no_docker: bool,
@@ -335,7 +340,9 @@ impl Run {
     fn visit(&mut self, store: &Store, chosen: Chosen, signals: &Signals) -> Result<u8> {
         let Chosen { sandbox, config, created: lock } = chosen;
         templates::layers(&config.image)?;
-        let granted = self.credentials.grant(&sandbox, lock.is_none() && sandbox.is_running())?;
+        let running = lock.is_none() && sandbox.is_running();
+        let granted = self.credentials.grant(&sandbox, running)?;
+        credentials::look_for_agent(&config, running);
         let command = self.command(&config, &granted.env)?;
         let created = lock.is_some();
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());

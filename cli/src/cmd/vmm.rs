@@ -208,6 +208,7 @@ fn boot_config(sandbox: &Sandbox, config: &SandboxConfig, layers: u8) -> Result<
         hot_memory: layout::hot_ranges(config.memory_mib),
         docker: !config.no_docker,
         network: config.network == Network::Gateway,
+        agent: !config.ssh_agent.is_empty(),
         late_device: layout::slot(layout::LATE_SLOT),
         authority: intercept::certificate(&sandbox.path)?.unwrap_or_default().into_bytes(),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),

@@ -27,6 +27,7 @@ pub(crate) fn config(id: &str) -> SandboxConfig {
         hide: Vec::new(),
         no_docker: false,
         network: config::Network::default(),
+        ssh_agent: Vec::new(),
         workspaces: vec![Workspace {
             path: "/w".into(),
             read_only: false,

@@ -18,7 +18,7 @@ mod wire;
 pub use error::Error;
 pub use frame::{Decoder, decode};
 pub use message::Message;
-pub use stream::{Answer, GATEWAY_PORT, HOST, STREAM_LEN, Stream};
+pub use stream::{AGENT_SOCKET, Answer, GATEWAY_PORT, HOST, STREAM_LEN, Stream};
 
 /// Raised by one with every change of the wire format; both sides name theirs when they differ.
 pub const VERSION: u16 = 1;
@@ -196,6 +196,8 @@ pub struct BootConfig {
     pub docker: bool,
     /// A way to the host's gateway, for connections and names.
     pub network: bool,
+    /// A socket by which programs reach the user's SSH agent, through the gateway.
+    pub agent: bool,
     /// Address and interrupt line of the virtio-mmio device that the kernel is told of after the first command has started.
     pub late_device: (u64, u8),
     /// What the sandbox's programs are to trust besides what they do: a certificate as PEM. Empty is none.

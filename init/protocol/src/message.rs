@@ -171,6 +171,7 @@ impl Message for BootConfig {
         })?;
         w.u8(self.docker.into());
         w.u8(self.network.into());
+        w.u8(self.agent.into());
         w.u64(self.late_device.0);
         w.u8(self.late_device.1);
         w.bytes("authority", AUTHORITY_LEN_MAX, &self.authority)?;
@@ -191,6 +192,7 @@ impl Message for BootConfig {
         })?;
         let docker = r.bool("docker")?;
         let network = r.bool("network")?;
+        let agent = r.bool("agent")?;
         let late_device = (r.u64("late device's address")?, r.u8("late device's interrupt")?);
         let authority = r.bytes("authority", AUTHORITY_LEN_MAX)?.to_vec();
         let wall_clock_ns = r.u64("wall clock")?;
@@ -202,6 +204,7 @@ impl Message for BootConfig {
             hot_memory,
             docker,
             network,
+            agent,
             late_device,
             authority,
             wall_clock_ns,

@@ -7,6 +7,8 @@ use crate::Error;
 
 /// The host's vsock port that leads to the gateway.
 pub const GATEWAY_PORT: u32 = 1025;
+/// Where a sandbox that may use keys of the user's SSH agent has its socket.
+pub const AGENT_SOCKET: &str = "/run/ssh-agent.sock";
 /// The address by which the guest reaches the host itself, as far as policy goes: host.coracle.internal.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// Bytes of a header.
@@ -15,6 +17,7 @@ pub const STREAM_LEN: usize = 8;
 const TCP: u8 = 1;
 const DNS: u8 = 2;
 const CONTAINER: u8 = 3;
+const AGENT: u8 = 4;
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum Stream {
     Container(SocketAddrV4),
     /// Questions and answers as in DNS over TCP (RFC 7766), as many at once as there are ids, answered in any order.
     Dns,
+    /// A conversation with the user's SSH agent, as far as the gateway lets it.
+    Agent,
 }
 
 /// What has become of a stream: one byte, before any other.
@@ -46,6 +51,7 @@ impl Stream {
             Self::Tcp(to) => (TCP, to.port(), *to.ip()),
             Self::Container(to) => (CONTAINER, to.port(), *to.ip()),
             Self::Dns => (DNS, 0, Ipv4Addr::UNSPECIFIED),
+            Self::Agent => (AGENT, 0, Ipv4Addr::UNSPECIFIED),
         };
         let ([p0, p1], [a0, a1, a2, a3]) = (port.to_be_bytes(), addr.octets());
         [kind, 0, p0, p1, a0, a1, a2, a3]
@@ -65,7 +71,8 @@ impl Stream {
             TCP => Ok(Self::Tcp(to)),
             CONTAINER => Ok(Self::Container(to)),
             DNS if to.ip().is_unspecified() && to.port() == 0 => Ok(Self::Dns),
-            DNS => Err(Error::Invalid { field: "address of a DNS stream", must: "0" }),
+            AGENT if to.ip().is_unspecified() && to.port() == 0 => Ok(Self::Agent),
+            DNS | AGENT => Err(Error::Invalid { field: "address of a stream without one", must: "0" }),
             _ => Err(Error::Kind { kind }),
         }
     }
@@ -92,10 +99,10 @@ mod tests {
     fn a_header_has_one_form() {
         let to = "198.18.3.4:443".parse().unwrap();
         assert_eq!(Stream::Tcp(to).encode(), [1, 0, 1, 0xbb, 198, 18, 3, 4]);
-        for stream in [Stream::Tcp(to), Stream::Container(to), Stream::Dns] {
+        for stream in [Stream::Tcp(to), Stream::Container(to), Stream::Dns, Stream::Agent] {
             assert_eq!(Stream::decode(&stream.encode()), Ok(stream));
         }
-        for broken in [[0; 8], [4, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 1]] {
+        for broken in [[0; 8], [5, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 1]] {
             Stream::decode(&broken).unwrap_err();
         }
     }

@@ -23,6 +23,7 @@ fn boot_config() -> BootConfig {
         hot_memory: vec![(0x2000_0000, 0x1000_0000), (1 << 32, u64::MAX)],
         docker: true,
         network: true,
+        agent: true,
         late_device: (0xd000_1000, 6),
         authority: b"-----BEGIN CERTIFICATE-----\n".to_vec(),
         wall_clock_ns: 1_766_000_000_123_456_789,

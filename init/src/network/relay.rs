@@ -22,11 +22,13 @@ const ACCEPTS_MAX: usize = 64;
 const STREAMS: u64 = 0;
 const NAMES: u64 = 1;
 const WIRE: u64 = 2;
-const FIRST: u64 = 3;
+const AGENT: u64 = 3;
+const FIRST: u64 = 4;
 
 struct Relay<'a, C> {
     epoll: OwnedFd,
     streams: &'a OwnedFd,
+    agent: Option<&'a OwnedFd>,
     accepting: bool,
     names: Names<'a>,
     /// By their tokens; `free` are the indices of those that are `None`.
@@ -42,6 +44,7 @@ struct Relay<'a, C> {
 pub fn run(
     streams: &OwnedFd,
     names: &OwnedFd,
+    agent: Option<&OwnedFd>,
     connect: impl Fn() -> rustix::io::Result<OwnedFd>,
 ) -> Result<Infallible> {
     let epoll = epoll::create(CreateFlags::CLOEXEC).context("create an epoll instance")?;
@@ -49,6 +52,7 @@ pub fn run(
     let mut relay = Relay {
         epoll,
         streams,
+        agent,
         accepting: false,
         names: Names::new(names),
         links: Vec::new(),
@@ -61,10 +65,11 @@ pub fn run(
         relay.plan().context("watch for connections")?;
         // An error is a signal.
         let count = epoll::wait(&relay.epoll, &mut events[..], None).unwrap_or(0);
-        let mut accepts = false;
+        let (mut accepts, mut agent) = (false, false);
         for event in &events[..count] {
             match event.data.u64() {
                 STREAMS => accepts = true,
+                AGENT => agent = true,
                 NAMES => relay.questions(),
                 WIRE => relay.answers(),
                 token => relay.link(token, &mut chunk),
@@ -72,7 +77,10 @@ pub fn run(
         }
         // Last, so that no event of a link before it is taken for its own.
         if accepts {
-            relay.accept(&mut chunk);
+            relay.accept(relay.streams, &mut chunk);
+        }
+        if let Some(socket) = relay.agent.filter(|_| agent) {
+            relay.accept(socket, &mut chunk);
         }
     }
 }
@@ -85,20 +93,27 @@ impl<C: Fn() -> rustix::io::Result<OwnedFd>> Relay<'_, C> {
     fn plan(&mut self) -> rustix::io::Result<()> {
         let wanted = self.open() < LINKS_MAX;
         if wanted != self.accepting {
-            match wanted {
-                true => epoll::add(&self.epoll, self.streams, EventData::new_u64(STREAMS), EventFlags::IN)?,
-                false => epoll::delete(&self.epoll, self.streams)?,
+            for (socket, token) in [(Some(self.streams), STREAMS), (self.agent, AGENT)] {
+                match (socket, wanted) {
+                    (None, _) => {}
+                    (Some(socket), true) => {
+                        epoll::add(&self.epoll, socket, EventData::new_u64(token), EventFlags::IN)?;
+                    }
+                    (Some(socket), false) => epoll::delete(&self.epoll, socket)?,
+                }
             }
             self.accepting = wanted;
         }
         Ok(())
     }
 
-    fn accept(&mut self, chunk: &mut [u8; CHUNK]) {
+    fn accept(&mut self, from: &OwnedFd, chunk: &mut [u8; CHUNK]) {
         for _ in 0..ACCEPTS_MAX.min(LINKS_MAX - self.open()) {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let Ok((program, from)) = acceptfrom_with(self.streams, flags) else { return };
-            let Some(link) = self.begin(program, from) else { continue };
+            let Ok((program, peer)) = acceptfrom_with(from, flags) else { return };
+            let is_agent = self.agent.is_some_and(|agent| std::ptr::eq(agent, from));
+            let begun = if is_agent { self.join(program, Stream::Agent) } else { self.begin(program, peer) };
+            let Some(link) = begun else { continue };
             let index = self.free.pop().unwrap_or(self.links.len());
             if index == self.links.len() {
                 self.links.push(None);
@@ -113,11 +128,17 @@ impl<C: Fn() -> rustix::io::Result<OwnedFd>> Relay<'_, C> {
         let to = sockopt::ip_original_dst(&program).ok()?;
         // Small messages are answers that somebody waits for.
         let _ = sockopt::set_tcp_nodelay(&program, true);
-        let stream = match to.port() {
-            PORT => Stream::Dns,
-            _ if is_own(from) => Stream::Tcp(to),
-            _ => Stream::Container(to),
-        };
+        self.join(
+            program,
+            match to.port() {
+                PORT => Stream::Dns,
+                _ if is_own(from) => Stream::Tcp(to),
+                _ => Stream::Container(to),
+            },
+        )
+    }
+
+    fn join(&self, program: OwnedFd, stream: Stream) -> Option<Link> {
         match (self.connect)() {
             Ok(gateway) => Some(Link::new(program, gateway, stream)),
             Err(_) => {

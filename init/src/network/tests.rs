@@ -61,7 +61,7 @@ fn network(path: &Path) {
     let (current, maximum) = (1 << 14, 1 << 14);
     let limit = rustix::process::Rlimit { current: Some(current), maximum: Some(maximum) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-    let Network(sockets) = Network::new().unwrap();
+    let Network(sockets) = Network::new(false).unwrap();
     let sockets = sockets.unwrap();
     let path = path.to_owned();
     thread::spawn(move || {
@@ -70,7 +70,7 @@ fn network(path: &Path) {
             stream.set_nonblocking(true).unwrap();
             Ok(OwnedFd::from(stream))
         };
-        relay::run(&sockets.streams, &sockets.names, connect).map(drop).unwrap();
+        relay::run(&sockets.streams, &sockets.names, None, connect).map(drop).unwrap();
     });
 }
 
@@ -123,7 +123,7 @@ fn all_that_leaves_goes_to_the_gateway() {
             stream.read_to_end(&mut Vec::new()).unwrap();
         }
         Stream::Tcp(to) if to.port() == 81 => answer(&mut stream, Answer::Unreachable),
-        Stream::Tcp(_) | Stream::Container(_) => answer(&mut stream, Answer::Refused),
+        Stream::Tcp(_) | Stream::Container(_) | Stream::Agent => answer(&mut stream, Answer::Refused),
         Stream::Dns => answers(stream),
     });
     network(&path);

@@ -1,8 +1,10 @@
-//! What a guest says to the gateway before it is believed: questions for names, TLS greetings, and heads of requests to hosts that have a secret.
+//! What a guest says to the gateway before it is believed: questions for names, TLS greetings, heads of requests to hosts that have a
+//! secret, and what it asks the SSH agent.
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, LazyLock};
 
+use gateway::agent::{Identity, Request as Asked, identities, is_signature, list, request};
 use gateway::credentials::{Injection, Lent, Secrets, Store};
 use gateway::dns::{Found, Zone, answer};
 use gateway::intercept::{Hello, client_hello, inject, is_host, prepare};
@@ -181,4 +183,29 @@ pub fn dns_seeds() -> Vec<Vec<u8>> {
     let kinds = [1, 12, 28, 65];
     let all = names.iter().flat_map(|name| kinds.map(|kind| [&header[..], name, &[0, kind, 0, 1]].concat()));
     all.collect()
+}
+
+/// What is passed on is one of two requests, whole; a list is what it was made of.
+pub fn agent(input: &[u8]) {
+    match request(input) {
+        Some(Asked::List) => assert_eq!(input, [11]),
+        Some(Asked::Sign { key }) => {
+            assert_eq!(input[0], 13);
+            assert!(key.len() + 13 <= input.len() && input[5..].starts_with(key));
+        }
+        None => {}
+    }
+    let known = identities(input);
+    if let Some(known) = &known {
+        assert_eq!(list(known.iter()), input);
+        assert!(known.iter().all(|it| it.to_string().starts_with("SHA256:")));
+    }
+    assert!(!is_signature(input) || known.is_none() && request(input).is_none());
+}
+
+pub fn agent_seeds() -> Vec<Vec<u8>> {
+    let identity = Identity { key: b"a key", comment: b"me@example" };
+    let sign = b"\x0d\x00\x00\x00\x05a key\x00\x00\x00\x04data\x00\x00\x00\x04".to_vec();
+    let signature = b"\x0e\x00\x00\x00\x04sign".to_vec();
+    vec![vec![11], sign, signature, list([&identity, &identity].into_iter())]
 }

@@ -92,6 +92,7 @@ pub fn boot_config_seeds() -> Vec<Vec<u8>> {
         hot_memory: vec![(0x2000_0000, 0x1000_0000), (1 << 32, 1 << 30)],
         docker: true,
         network: true,
+        agent: true,
         late_device: (0xd000_1000, 6),
         authority: b"-----BEGIN CERTIFICATE-----\n".to_vec(),
         wall_clock_ns: 1 << 60,

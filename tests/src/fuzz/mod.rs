@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "protocol", run: messages::protocol, seeds: messages::seeds },
     Target { name: "boot_config", run: messages::boot_config, seeds: messages::boot_config_seeds },
     Target { name: "stream", run: messages::stream, seeds: messages::stream_seeds },
@@ -37,6 +37,7 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "client_greeting", run: gateway::client_greeting, seeds: gateway::client_greeting_seeds },
     Target { name: "request_head", run: gateway::request_head, seeds: gateway::request_head_seeds },
     Target { name: "dns", run: gateway::dns, seeds: gateway::dns_seeds },
+    Target { name: "agent", run: gateway::agent, seeds: gateway::agent_seeds },
     Target { name: "policy_name", run: policy::policy_name, seeds: policy::policy_name_seeds },
     Target { name: "policy_rule", run: policy::policy_rule, seeds: policy::policy_rule_seeds },
     Target { name: "policy_file", run: policy::policy_file, seeds: policy::policy_file_seeds },

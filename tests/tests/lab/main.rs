@@ -20,6 +20,7 @@ mod posix;
 mod run;
 mod sizes;
 mod software;
+mod ssh_agent;
 mod templates;
 mod terminal;
 mod workspace;

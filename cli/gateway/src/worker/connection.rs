@@ -78,6 +78,15 @@ pub async fn carry(gate: &Gate, mut client: UnixStream) {
         }
         Ok(Stream::Tcp(address)) => tcp(gate, client, address, Trust::Sandbox).await,
         Ok(Stream::Container(address)) => tcp(gate, client, address, Trust::Image).await,
+        Ok(Stream::Agent) => {
+            let agent = timeout(CONNECT_TIMEOUT, gate.agent().connect()).await;
+            let answer = if let Ok(Ok(_)) = agent { Answer::Connected } else { Answer::Unreachable };
+            let answered = client.write_all(&[answer as u8]).await;
+            if let (Ok(Ok(agent)), Ok(())) = (agent, answered) {
+                // It ends when either has nothing more to say, or says nonsense.
+                let _ = gate.agent().serve(client, agent).await;
+            }
+        }
         Err(_) => {}
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, interval, sleep};
 
 use super::Place;
+use crate::agent::Agent;
 use crate::credentials::{self, Injection, SERVICES, Secrets};
 use crate::intercept::Authority;
 use crate::log::Log;
@@ -121,6 +122,10 @@ impl Gate {
     pub fn flush(&self) {
         // A log that cannot be written, on a full disk for example, is tried again.
         let _ = self.log.borrow_mut().flush();
+    }
+
+    pub fn agent(&self) -> &Agent {
+        &self.place.agent
     }
 
     pub fn policy(&self) -> Rc<Policy> {

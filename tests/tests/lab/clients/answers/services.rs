@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -83,7 +84,7 @@ pub fn images(request: &Request<Incoming>, registry: Option<SocketAddr>) -> Answ
 }
 
 fn fetch(registry: SocketAddr, path: &str) -> std::io::Result<Response<Body>> {
-    let mut stream = TcpStream::connect(registry)?;
+    let mut stream = TcpStream::connect_timeout(&registry, Duration::from_secs(10))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
