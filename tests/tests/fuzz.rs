@@ -66,6 +66,7 @@ targets! {
     protocol 200_000,
     boot_config 200_000,
     stream 200_000,
+    publish 1_000,
     share 3_000,
     blk 3_000,
     rng 3_000,

@@ -10,6 +10,7 @@
 mod error;
 mod frame;
 mod message;
+mod publish;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod wire;
 pub use error::Error;
 pub use frame::{Decoder, decode};
 pub use message::Message;
+pub use publish::{PUBLISH_LEN, PUBLISH_PORT, Publish};
 pub use stream::{AGENT_SOCKET, Answer, GATEWAY_PORT, HOST, STREAM_LEN, Stream};
 
 /// Raised by one with every change of the wire format; both sides name theirs when they differ.

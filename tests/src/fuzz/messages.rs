@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use protocol::{
-    Answer, BootConfig, Decoder, Exec, Hello, Message, Mount, Reply, Request, Role, Stdio, Stream, WinSize,
-    decode,
+    Answer, BootConfig, Decoder, Exec, Hello, Message, Mount, Publish, Reply, Request, Role, Stdio, Stream,
+    WinSize, decode,
 };
 
 /// Every kind of message from one frame, and a stream cut in two.
@@ -39,6 +39,16 @@ pub fn stream(input: &[u8]) {
 pub fn stream_seeds() -> Vec<Vec<u8>> {
     let to = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 443);
     [Stream::Tcp(to), Stream::Container(to), Stream::Dns].map(|it| it.encode().to_vec()).into()
+}
+
+/// The two bytes before a stream to a published port.
+pub fn publish(input: &[u8]) {
+    if let Some(bytes) = input.first_chunk()
+        && let Ok(publish) = Publish::decode(*bytes)
+    {
+        assert_eq!(publish.encode(), *bytes, "one port has one form");
+        assert_ne!(publish.port, 0);
+    }
 }
 
 pub fn boot_config(input: &[u8]) {

@@ -28,6 +28,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "protocol", run: messages::protocol, seeds: messages::seeds },
     Target { name: "boot_config", run: messages::boot_config, seeds: messages::boot_config_seeds },
     Target { name: "stream", run: messages::stream, seeds: messages::stream_seeds },
+    Target { name: "publish", run: messages::publish, seeds: none },
     Target { name: "share", run: share::share, seeds: none },
     Target { name: "blk", run: devices::blk, seeds: none },
     Target { name: "rng", run: devices::rng, seeds: none },
