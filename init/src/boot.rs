@@ -24,6 +24,8 @@ use crate::{apply, plan, power, sys, trust, vsock};
 
 /// The boot config's place, `protocol::BOOT_FILE` in the initramfs.
 const BOOT_FILE: &str = "/boot.bin";
+/// Connections to the exec server that wait to be accepted: all of one session, and some more.
+const BACKLOG: i32 = 64;
 /// Open files of a process: what agents' tools need at once, and up to where they may raise it.
 const OPEN_FILES: (u64, u64) = (1 << 16, 1 << 20);
 
@@ -62,7 +64,7 @@ pub fn boot(port: Option<Port>) -> Result<Sandbox> {
     } else {
         Network::none()
     };
-    let listener = vsock::listener(PORT).context("listen on vsock")?;
+    let listener = vsock::listener(PORT, BACKLOG).context("listen on vsock")?;
     mark(port.as_ref(), Mark::Ready);
 
     // Not before the mark: meanwhile the host lets the first connection through.

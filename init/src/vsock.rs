@@ -1,5 +1,5 @@
 //! The vsock address family, which rustix cannot spell.
-//! It owns the addresses of our listener, and of the host. It accepts nothing: the exec server does.
+//! It owns the addresses of our listeners, and of the host. It accepts nothing: who serves them does.
 #![expect(unsafe_code, reason = "a socket address is passed to the kernel as a pointer and a length")]
 
 use rustix::fd::OwnedFd;
@@ -7,15 +7,12 @@ use rustix::io::{Errno, Result};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect as connect_to, listen, socket_with};
 
-/// Connections that wait to be accepted: all of one session, and some more.
-const BACKLOG: i32 = 64;
-
-/// Listens on a port of this guest's, without blocking.
-pub fn listener(port: u32) -> Result<OwnedFd> {
+/// Listens on a port of this guest's, without blocking; so many connections may wait to be accepted.
+pub fn listener(port: u32, backlog: i32) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
     bind(&socket, &Address { cid: libc::VMADDR_CID_ANY, port })?;
-    listen(&socket, BACKLOG)?;
+    listen(&socket, backlog)?;
     Ok(socket)
 }
 

@@ -15,7 +15,7 @@ use super::session::{Control, Part, Session, Sockets};
 use crate::docker::Docker;
 use crate::housekeeping::Housekeeping;
 use crate::mark::Port;
-use crate::network::Network;
+use crate::network::{Network, Which};
 use crate::reap::Container;
 use crate::sys;
 
@@ -41,7 +41,7 @@ enum Wake {
     Container,
     Housekeeping,
     Docker,
-    Network,
+    Network(Which),
     Arrival(usize),
     Session(usize, Part),
 }
@@ -152,8 +152,8 @@ impl Server {
         if let Some(fd) = self.docker.waits_for() {
             wait(fd, PollFlags::IN, Wake::Docker);
         }
-        for fd in self.network.waits_for() {
-            wait(fd, PollFlags::IN, Wake::Network);
+        for (fd, service) in self.network.waits_for() {
+            wait(fd, PollFlags::IN, Wake::Network(service));
         }
         for (index, arrival) in self.arrivals.iter().enumerate().filter(|(_, it)| it.reads()) {
             wait(arrival.socket.as_fd(), PollFlags::IN, Wake::Arrival(index));
@@ -183,7 +183,7 @@ impl Server {
                 self.ask_again();
             }
             Wake::Docker => self.docker.ready(),
-            Wake::Network => self.network.ready(),
+            Wake::Network(service) => self.network.ready(service),
             Wake::Arrival(index) => self.receive(index),
             Wake::Session(index, part) => self.sessions[index].ready(part),
         }

@@ -1,4 +1,4 @@
-//! One connection of a program, joined to a stream to the gateway: bytes both ways, each way's end on its own.
+//! One connection of a program, joined to a stream to the gateway or of it: bytes both ways, each way's end on its own.
 //! It owns both sockets and what the slower one has not taken yet. It waits for nothing: it is told what is ready, and says
 //! what to wait for.
 
@@ -9,6 +9,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
+
+use super::links::Carried;
 
 /// What is read in one go, and the most that is kept of it while the other side is slow.
 pub const CHUNK: usize = 64 << 10;
@@ -41,7 +43,7 @@ pub struct Link {
     answered: bool,
 }
 
-struct End {
+pub(super) struct End {
     socket: OwnedFd,
     /// What epoll watches it for; `None` when it does not have it.
     watched: Option<EventFlags>,
@@ -63,31 +65,19 @@ impl Link {
     pub fn new(program: OwnedFd, gateway: OwnedFd, stream: Stream) -> Self {
         let mut kept = Vec::with_capacity(STREAM_LEN);
         kept.extend(stream.encode());
-        let end = |socket| End { socket, watched: None };
         Self {
-            program: end(program),
-            gateway: end(gateway),
+            program: End::new(program),
+            gateway: End::new(gateway),
             outward: Way { kept, ..Way::default() },
             inward: Way::default(),
             answered: false,
         }
     }
 
-    /// Moves what there is.
-    pub fn progress(&mut self, chunk: &mut [u8; CHUNK]) -> Fate {
-        let (program, gateway) = (self.program.socket.as_fd(), self.gateway.socket.as_fd());
-        let outward = self.outward.pump(program, gateway, chunk);
-        // Who takes no more may have said something before.
-        let inward = self.inward(chunk);
-        if outward.and(inward).is_err() || self.inward.deaf {
-            return Fate::Broken;
-        }
-        self.outward.tell(self.gateway.socket.as_fd());
-        if self.is_cut() {
-            return Fate::Broken;
-        }
-        self.inward.tell(self.program.socket.as_fd());
-        if self.outward.told && self.inward.told { Fate::Ended } else { Fate::Lives }
+    /// A program that the host has asked for, and which is told so.
+    pub fn joined(program: End, host: End) -> Self {
+        let outward = Way { kept: vec![Answer::Connected as u8], ..Way::default() };
+        Self { program, gateway: host, outward, inward: Way::default(), answered: true }
     }
 
     /// The gateway has ended both ways, and the program none. A good end comes one way first, and this must not look like one.
@@ -97,19 +87,6 @@ impl Link {
         nothing_follows
             && (self.outward.deaf
                 || self.inward.is_over() && !self.inward.told && !self.outward.told && !takes_more())
-    }
-
-    /// Closes the program's connection by a reset.
-    pub fn reset(self) {
-        let _ = sockopt::set_socket_linger(&self.program.socket, Some(Duration::ZERO));
-    }
-
-    /// Has epoll watch for what can change something. What is reported and not acted on would be reported again at once.
-    pub fn watch(&mut self, epoll: &OwnedFd, token: impl Fn(Side) -> u64) -> rustix::io::Result<()> {
-        let program = interest(&self.outward, &self.inward);
-        let gateway = interest(&self.inward, &self.outward);
-        self.program.watch(epoll, token(Side::Program), program)?;
-        self.gateway.watch(epoll, token(Side::Gateway), gateway)
     }
 
     fn inward(&mut self, chunk: &mut [u8; CHUNK]) -> rustix::io::Result<()> {
@@ -127,6 +104,36 @@ impl Link {
     }
 }
 
+impl Carried for Link {
+    fn progress(&mut self, chunk: &mut [u8; CHUNK]) -> Fate {
+        let (program, gateway) = (self.program.socket.as_fd(), self.gateway.socket.as_fd());
+        let outward = self.outward.pump(program, gateway, chunk);
+        // Who takes no more may have said something before.
+        let inward = self.inward(chunk);
+        if outward.and(inward).is_err() || self.inward.deaf {
+            return Fate::Broken;
+        }
+        self.outward.tell(self.gateway.socket.as_fd());
+        if self.is_cut() {
+            return Fate::Broken;
+        }
+        self.inward.tell(self.program.socket.as_fd());
+        if self.outward.told && self.inward.told { Fate::Ended } else { Fate::Lives }
+    }
+
+    /// The program's connection.
+    fn reset(self) {
+        let _ = sockopt::set_socket_linger(&self.program.socket, Some(Duration::ZERO));
+    }
+
+    fn watch(&mut self, epoll: &OwnedFd, token: impl Fn(Side) -> u64) -> rustix::io::Result<()> {
+        let program = interest(&self.outward, &self.inward);
+        let gateway = interest(&self.inward, &self.outward);
+        self.program.watch(epoll, token(Side::Program), program)?;
+        self.gateway.watch(epoll, token(Side::Gateway), gateway)
+    }
+}
+
 /// For a socket that is read for one way and written for the other.
 fn interest(read: &Way, written: &Way) -> EventFlags {
     let mut events = EventFlags::empty();
@@ -136,7 +143,11 @@ fn interest(read: &Way, written: &Way) -> EventFlags {
 }
 
 impl End {
-    fn watch(&mut self, epoll: &OwnedFd, token: u64, events: EventFlags) -> rustix::io::Result<()> {
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, watched: None }
+    }
+
+    pub fn watch(&mut self, epoll: &OwnedFd, token: u64, events: EventFlags) -> rustix::io::Result<()> {
         // Even without any of them, a socket that is closed both ways would be reported for ever.
         let wanted = (!events.is_empty()).then_some(events);
         if wanted == self.watched {
@@ -150,6 +161,12 @@ impl End {
         }
         self.watched = wanted;
         Ok(())
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 
 use super::*;
 
+mod publish;
+
 const INSIDE: &str = "CORACLE_TEST_NETWORK";
 const MANY: usize = 1500;
 
@@ -54,15 +56,19 @@ fn gateway(path: &Path, serve: impl Fn(Stream, UnixStream) + Send + Sync + 'stat
     });
 }
 
-/// The sandbox's network, whose way out is the socket at `path`.
-fn network(path: &Path) {
+/// The interface that there is, and descriptors for many connections.
+fn loopback() {
     let lo = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
     sys::loopback_up(&lo).unwrap();
     let (current, maximum) = (1 << 14, 1 << 14);
     let limit = rustix::process::Rlimit { current: Some(current), maximum: Some(maximum) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-    let Network(sockets) = Network::new(false).unwrap();
-    let sockets = sockets.unwrap();
+}
+
+/// The sandbox's network, whose way out is the socket at `path`.
+fn network(path: &Path) {
+    loopback();
+    let [streams, names] = relay_sockets().unwrap();
     let path = path.to_owned();
     thread::spawn(move || {
         let connect = || {
@@ -70,7 +76,7 @@ fn network(path: &Path) {
             stream.set_nonblocking(true).unwrap();
             Ok(OwnedFd::from(stream))
         };
-        relay::run(&sockets.streams, &sockets.names, None, connect).map(drop).unwrap();
+        relay::run(&streams, &names, connect).map(drop).unwrap();
     });
 }
 
