@@ -9,16 +9,16 @@ use rustix::fs::Mode;
 
 use crate::argv::{self, Line, Tail};
 use crate::cmd::{
-    Typed, agents, doctor, exec, gateway, ls, policy, resize, rm, run, secret, stats, stop, template,
+    Typed, agents, doctor, exec, gateway, ls, policy, ports, resize, rm, run, secret, stats, stop, template,
     version, vmm,
 };
 use crate::output::print;
 use crate::text::{decode, plain, quoted};
 
 /// What users may type as a command.
-pub const NAMES: [&str; 14] = [
-    "run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "policy", "secret", "doctor",
-    "version", "help",
+pub const NAMES: [&str; 15] = [
+    "run", "exec", "ls", "stats", "resize", "stop", "rm", "agents", "template", "policy", "ports", "secret",
+    "doctor", "version", "help",
 ];
 
 #[derive(FromArgs)]
@@ -30,6 +30,7 @@ paths, and nothing else of this machine.",
     example = "coracle run shell                              bash in a sandbox on this folder
 coracle run --rm shell ~/proj -- make -j4      one command, then the sandbox is gone
 coracle run shell ~/proj ~/docs:ro             more folders, this one read-only
+coracle run -p 3000 shell . -- npm run dev       localhost:3000 leads to port 3000 of the sandbox
 coracle exec -it shell-proj bash               a second session in the same sandbox",
     note = "coracle help COMMAND tells more of each command.
 -v before or after a command shows all causes of an error.
@@ -58,6 +59,7 @@ pub enum Command {
     Rm(rm::Args),
     Agents(agents::Args),
     Template(template::Args),
+    Ports(ports::Args),
     Secret(secret::Args),
     Policy(policy::Args),
     Doctor(doctor::Args),
@@ -71,6 +73,7 @@ pub fn describe(name: &str) -> Option<(CommandInfoWithArgs, Tail)> {
         "exec" => (exec::Args::get_args_info(), Tail::FirstPositional),
         "ls" => (ls::Args::get_args_info(), Tail::None),
         "stats" => (stats::Args::get_args_info(), Tail::None),
+        "ports" => (ports::Args::get_args_info(), Tail::None),
         "resize" => (resize::Args::get_args_info(), Tail::None),
         "stop" => (stop::Args::get_args_info(), Tail::None),
         "rm" => (rm::Args::get_args_info(), Tail::None),
@@ -131,6 +134,7 @@ fn dispatch(line: Line, start_ns: u64) -> Result<u8> {
         Command::Rm(args) => args.run(typed),
         Command::Agents(args) => args.run(typed),
         Command::Template(args) => args.run(typed),
+        Command::Ports(args) => args.run(typed),
         Command::Secret(args) => args.run(typed),
         Command::Policy(args) => args.run(typed),
         Command::Doctor(args) => args.run(typed),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use gateway::credentials::Lent;
 
-use crate::config::Network;
+use crate::config::{Network, SandboxConfig};
 use crate::launch::{self, Launched};
 use crate::output;
 use crate::report::Report;
@@ -51,8 +51,8 @@ pub struct Attach<'a> {
     pub signals: &'a Signals,
     /// Every kernel message goes to the console log, if this starts the sandbox.
     pub console: bool,
-    /// How it is to be connected, and what its gateway is lent, if this starts the sandbox.
-    pub network: Network,
+    /// What it is, and what its gateway is lent, if this starts the sandbox.
+    pub config: &'a SandboxConfig,
     pub lent: &'a [Lent],
 }
 
@@ -74,7 +74,7 @@ impl Attach<'_> {
             match free {
                 Locked::Ours(lock) => {
                     visit.launched =
-                        Some(launch::start(self.sandbox, &lock, self.console, self.network, self.lent)?)
+                        Some(launch::start(self.sandbox, &lock, self.console, self.config, self.lent)?)
                 }
                 Locked::Gone => bail!(Removed(self.sandbox.name.clone())),
                 Locked::Busy => {}
@@ -118,7 +118,7 @@ impl Attach<'_> {
 
     /// Off the way of a start: the VMM is at work, and the guest has nothing to say yet.
     fn start_gateway(&self, launched: &mut Option<Launched>) {
-        if self.network == Network::None {
+        if self.config.network == Network::None {
             return;
         }
         let started = match launched {

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use gateway::agent;
 use gateway::policy::Rules;
+use gateway::ports::Port;
 use protocol::AGENT_SOCKET;
 use serde::{Deserialize, Serialize};
 use vmm::config::{CPUS_MAX, DEVICES_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
@@ -23,7 +24,7 @@ use crate::templates::{self, Image, Template};
 use crate::text::{Raw, decode, encode, plain, quoted};
 use crate::units;
 use crate::workspace::{self, Workspace};
-use crate::{env, git, places};
+use crate::{env, git, places, ports};
 
 /// Of config.json; raised when an older Coracle could not read it.
 pub const FORMAT: u32 = 2;
@@ -72,6 +73,9 @@ pub struct SandboxConfig {
     /// Fingerprints of the keys that it may use of the user's SSH agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_agent: Vec<String>,
+    /// Published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
     /// KEY=VALUE in the text form, for every command.
     pub env: Vec<String>,
 }
@@ -144,6 +148,8 @@ impl SandboxConfig {
             && repositories
             && paths
             && Patterns::new(&config.hide()).is_ok()
+            && ports::check(&config.ports).is_ok()
+            && config.ports.iter().all(|port| port.guest != 0)
             && (1..=WORKSPACES_MAX).contains(&config.workspaces.len())
             && (1..=CPUS_MAX).contains(&config.cpus)
             && (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&config.memory_mib)
@@ -205,6 +211,7 @@ pub struct Request {
     pub no_docker: bool,
     pub network: Option<Network>,
     pub ssh_agent: Vec<String>,
+    pub ports: Vec<Port>,
     pub env: Vec<OsString>,
     pub workdir: Option<OsString>,
     pub ephemeral: bool,
@@ -236,6 +243,12 @@ impl Request {
         let policy = check_policy(args)?;
         let network = args.network.as_ref().map(|how| Network::parse(&how.0)).transpose()?;
         let ssh_agent = check_ssh_agent(raws(&args.ssh_agent), network)?;
+        let ports = ports::parse(&args.publish, "-p")?;
+        ports::check(&ports)?;
+        ensure!(
+            ports.is_empty() || network != Some(Network::None),
+            "-p and --network none exclude each other: without a network there is no way in"
+        );
         let ephemeral = args.rm;
         Ok(Self {
             agent,
@@ -252,6 +265,7 @@ impl Request {
             no_docker: args.no_docker,
             network,
             ssh_agent,
+            ports,
             env,
             workdir,
             ephemeral,
@@ -291,6 +305,7 @@ impl Request {
             no_docker: self.no_docker,
             network: self.network.unwrap_or_default(),
             ssh_agent: self.ssh_agent.clone(),
+            ports: self.ports.clone(),
             env: socket.into_iter().chain(self.env.iter().map(|variable| encode(variable))).collect(),
         }
     }
@@ -337,6 +352,13 @@ impl Request {
             "sandbox {name} may use other keys of the SSH agent; {remedy}"
         );
         differs("--network", self.network.map(Network::name), config.network.name(), &remedy)?;
+        for port in &self.ports {
+            ensure!(
+                config.ports.iter().any(|it| port.is_met_by(it)),
+                "sandbox {name} does not publish {0}; add it with coracle ports {name} --publish {0}, or leave it out",
+                ports::spec(port)
+            );
+        }
         for workspace in &self.workspaces {
             ensure!(
                 config.workspaces.contains(workspace),

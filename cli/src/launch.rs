@@ -4,22 +4,24 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 use gateway::credentials::{Lent, variables};
+use gateway::handover;
+use gateway::ports::{Listener, Opening, Port};
 use rustix::fs::{AtFlags, FlockOperation, flock, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmm::marks::{self, Mark};
 
-use crate::config::Network;
-use crate::credentials;
+use crate::config::{Network, SandboxConfig};
 use crate::store::{Lock, Sandbox, file};
+use crate::{credentials, ports};
 
 /// Connections of the guest that may wait for the gateway.
 const GATEWAY_BACKLOG: i32 = 4096;
@@ -41,6 +43,7 @@ pub struct Launched {
 pub struct Gateway {
     listener: UnixListener,
     lent: OwnedFd,
+    ports: Vec<Listener>,
 }
 
 impl Launched {
@@ -58,11 +61,15 @@ pub fn start(
     sandbox: &Sandbox,
     lock: &Lock,
     console: bool,
-    network: Network,
+    config: &SandboxConfig,
     lent: &[Lent],
 ) -> Result<Launched> {
+    if !config.ports.is_empty() {
+        ports::await_last_gateway(sandbox);
+    }
+    let has_gateway = config.network == Network::Gateway;
+    let gateway = has_gateway.then(|| prepare_gateway(sandbox, &config.ports, lent)).transpose()?;
     let listener = listen(sandbox, file::SOCKET)?;
-    let gateway = (network == Network::Gateway).then(|| prepare_gateway(sandbox, lent)).transpose()?;
     let marks = sandbox.create_file(file::MARKS)?;
     // Emptied now: what is in it later is from this start.
     sandbox.create_file(file::EXIT)?;
@@ -97,10 +104,11 @@ fn remove_credentials(command: &mut Command) {
 }
 
 /// The socket is there before the VMM is, which opens it.
-fn prepare_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<Gateway> {
+fn prepare_gateway(sandbox: &Sandbox, ports: &[Port], lent: &[Lent]) -> Result<Gateway> {
+    let ports = ports::open_for(sandbox, ports)?;
     let listener = listen(sandbox, file::GATEWAY_SOCKET)?;
     rustix::net::listen(&listener, GATEWAY_BACKLOG).context("listen for the gateway")?;
-    Ok(Gateway { listener, lent: Lent::seal(lent)? })
+    Ok(Gateway { listener, lent: Lent::seal(lent)?, ports })
 }
 
 /// Starts another gateway for a sandbox that runs, if its own was killed. What that one was lent is gone with it.
@@ -116,7 +124,8 @@ pub fn revive_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<()> {
     // In this order: a command that starts the VMM has bound the socket before.
     match sandbox.process() {
         Some(machine) if !is_served(sandbox) => {
-            start_gateway(sandbox, prepare_gateway(sandbox, lent)?, machine)
+            let ports = sandbox.config()?.ports;
+            start_gateway(sandbox, prepare_gateway(sandbox, &ports, lent)?, machine)
         }
         _ => Ok(()),
     }
@@ -140,20 +149,35 @@ fn start_gateway(sandbox: &Sandbox, gateway: Gateway, machine: OwnedFd) -> Resul
     command
         .stdin(Stdio::from(OwnedFd::from(gateway.listener)))
         .stdout(Stdio::from(machine))
-        .stderr(Stdio::from(gateway.lent))
+        .stderr(Stdio::from(door(&gateway.lent, &gateway.ports)?))
         .process_group(0)
         .spawn()
         .context("start the gateway; the sandbox has no network")?;
     Ok(())
 }
 
-fn listen(sandbox: &Sandbox, name: &str) -> Result<UnixListener> {
+/// What does not fit into three streams: a socket, on which it waits.
+fn door(lent: &OwnedFd, ports: &[Listener]) -> Result<OwnedFd> {
+    let openings: Vec<Opening> = ports.iter().map(|it| it.opening).collect();
+    let sockets = ports.iter().map(|it| it.socket.as_fd());
+    let descriptors: Vec<_> = std::iter::once(lent.as_fd()).chain(sockets).collect();
+    let (ours, door) = handover::pair().context("create a socket for the gateway")?;
+    handover::send(&ours, &openings, &descriptors).context("hand things to the gateway")?;
+    Ok(door)
+}
+
+/// The path of a socket that is to be made.
+pub fn free_path(sandbox: &Sandbox, name: &str) -> Result<String> {
     // One left by a VMM that is gone: the lock is ours.
     match unlinkat(&sandbox.dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error).context("remove the old socket"),
     }
-    UnixListener::bind(short_path(sandbox, name)).with_context(|| format!("create {name}"))
+    Ok(short_path(sandbox, name))
+}
+
+pub fn listen(sandbox: &Sandbox, name: &str) -> Result<UnixListener> {
+    UnixListener::bind(free_path(sandbox, name)?).with_context(|| format!("create {name}"))
 }
 
 /// Connects to a sandbox's VMM; does not wait for it.
@@ -166,6 +190,6 @@ pub fn connect_to(sandbox: &Sandbox) -> io::Result<OwnedFd> {
 
 /// The socket by way of the folder's descriptor: an address holds 108 bytes (Linux man-pages, unix(7)), which a state
 /// folder's path easily exceeds; and it is this folder's socket, whatever it is called by now.
-fn short_path(sandbox: &Sandbox, name: &str) -> String {
+pub fn short_path(sandbox: &Sandbox, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", sandbox.dir.as_raw_fd())
 }

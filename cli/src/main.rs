@@ -28,6 +28,7 @@ mod progress;
 mod attach;
 mod command;
 mod launch;
+mod ports;
 mod report;
 mod session;
 

@@ -1,15 +1,19 @@
-//! The gateway's processes, with a socket and a VMM in name only: a worker is there when it is needed, after it was killed as well,
-//! and nothing is left when the VMM has ended.
+//! The gateway's processes, with sockets and a VMM in name only: a worker is there when it is needed, after it was killed as well,
+//! what is published stays open meanwhile, and nothing is left when the VMM has ended.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gateway::credentials::Lent;
+use gateway::handover;
+use gateway::ports::{Listener, Opening, Port};
+use gateway::supervisor::Change;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -25,6 +29,10 @@ impl Drop for Ended {
 }
 
 fn start(folder: &Path, machine: &Child) -> Ended {
+    start_with(folder, machine, &[])
+}
+
+fn start_with(folder: &Path, machine: &Child, ports: &[Listener]) -> Ended {
     let socket = folder.join("gateway.sock");
     let _ = fs::remove_file(&socket);
     let listener = OwnedFd::from(UnixListener::bind(&socket).unwrap());
@@ -32,7 +40,61 @@ fn start(folder: &Path, machine: &Child) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coracle"));
     command.arg("gateway").arg("--dir").arg(folder).env("XDG_CONFIG_HOME", folder.join("config"));
     let lent = Lent::seal(&[]).unwrap();
-    Ended(command.stdin(listener).stdout(Stdio::from(machine)).stderr(Stdio::from(lent)).spawn().unwrap())
+    let (ours, door) = handover::pair().unwrap();
+    let descriptors: Vec<_> = std::iter::once(lent.as_fd()).chain(sockets(ports)).collect();
+    handover::send(&ours, &openings(ports), &descriptors).unwrap();
+    Ended(command.stdin(listener).stdout(Stdio::from(machine)).stderr(Stdio::from(door)).spawn().unwrap())
+}
+
+fn openings(ports: &[Listener]) -> Vec<Opening> {
+    ports.iter().map(|it| it.opening).collect()
+}
+
+fn sockets(ports: &[Listener]) -> impl Iterator<Item = BorrowedFd<'_>> {
+    ports.iter().map(|it| it.socket.as_fd())
+}
+
+/// A published port, which is open.
+fn publish(guest: u16) -> Vec<Listener> {
+    Port { address: None, host: 0, guest, any: true }.open().unwrap()
+}
+
+/// As a command does it.
+fn change(folder: &Path, remove: Vec<SocketAddr>, add: &[Listener]) {
+    let path = folder.join("gateway.ctl");
+    let mut gateway = None;
+    until("it takes commands", || {
+        gateway = handover::connection(path.to_str().unwrap()).ok();
+        gateway.is_some()
+    });
+    let (gateway, sockets) = (gateway.unwrap(), sockets(add).collect::<Vec<_>>());
+    handover::send(&gateway, &Change { remove, add: openings(add) }, &sockets).unwrap();
+    until("it answers", || handover::receive::<bool>(&gateway).is_ok_and(|it| it.unwrap().0));
+}
+
+/// The VMM's socket, by which every service answers with the number of its port.
+fn services(folder: &Path) {
+    let listener = UnixListener::bind(folder.join("ports.sock")).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            let mut port = [0; 2];
+            if stream.read_exact(&mut port).is_ok() {
+                let _ = stream.write_all(&[&[1][..], &port].concat());
+            }
+        }
+    });
+}
+
+fn dial(at: SocketAddr) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&at, SOON)
+}
+
+fn visit(at: SocketAddr) -> Option<u16> {
+    let mut client = dial(at).ok()?;
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut port = [0; 2];
+    client.read_exact(&mut port).ok()?;
+    Some(u16::from_be_bytes(port))
 }
 
 fn machine() -> Ended {
@@ -108,4 +170,58 @@ fn without_its_supervisor_there_is_no_network() {
     let gateway = start(folder.path(), &machine.0);
     assert!(ask(folder.path()).is_some());
     drop(gateway);
+}
+
+#[test]
+fn published_ports_are_served_after_a_worker_was_killed_and_closed_at_once() {
+    let (folder, machine) = (tempfile::tempdir().unwrap(), machine());
+    services(folder.path());
+    let (first, second) = (publish(1), publish(2));
+    let at = first[0].opening.at;
+    let mut gateway = start_with(folder.path(), &machine.0, &first);
+    drop(first);
+    until("it takes commands", || folder.path().join("gateway.ctl").exists());
+    assert_eq!(children(&gateway), [], "nobody has come yet");
+    assert_eq!(visit(at), Some(1));
+    let [worker] = children(&gateway)[..] else { panic!("no worker") };
+    kill_process(worker, Signal::KILL).unwrap();
+    assert_eq!(visit(at), Some(1), "it waits for the next worker");
+
+    let [worker] = children(&gateway)[..] else { panic!("no worker") };
+    change(folder.path(), Vec::new(), &second);
+    let other = second[0].opening.at;
+    drop(second);
+    assert_eq!((visit(at), visit(other)), (Some(1), Some(2)));
+    // Even a worker that does nothing any more keeps no port open.
+    kill_process(worker, Signal::STOP).unwrap();
+    change(folder.path(), vec![at], &[]);
+    assert!(dial(at).is_err());
+    std::net::TcpListener::bind(at).unwrap();
+    kill_process(worker, Signal::KILL).unwrap();
+    assert_eq!(visit(other), Some(2));
+
+    drop(machine);
+    until("the gateway ends", || gateway.0.try_wait().unwrap().is_some());
+    assert!(dial(other).is_err());
+}
+
+#[test]
+fn what_is_no_command_changes_nothing() {
+    let (folder, machine) = (tempfile::tempdir().unwrap(), machine());
+    services(folder.path());
+    let ports = publish(7);
+    let at = ports[0].opening.at;
+    let _gateway = start_with(folder.path(), &machine.0, &ports);
+    until("it takes commands", || folder.path().join("gateway.ctl").exists());
+    let path = folder.path().join("gateway.ctl").to_str().unwrap().to_owned();
+    let silent = handover::connection(&path).unwrap();
+    let wild = handover::connection(&path).unwrap();
+    handover::send(&wild, &"nonsense", &[]).unwrap();
+    let torn = handover::connection(&path).unwrap();
+    handover::send(&torn, &Change { remove: vec![at], add: openings(&ports) }, &[]).unwrap();
+    assert_eq!(visit(at), Some(7));
+    let more = publish(8);
+    change(folder.path(), Vec::new(), &more);
+    assert_eq!(visit(more[0].opening.at), Some(8));
+    drop(silent);
 }

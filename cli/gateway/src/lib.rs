@@ -5,10 +5,12 @@
 pub mod agent;
 pub mod credentials;
 pub mod dns;
+pub mod handover;
 pub mod intercept;
 pub mod log;
 pub mod names;
 pub mod policy;
+pub mod ports;
 mod resolve;
 pub mod supervisor;
 pub mod worker;

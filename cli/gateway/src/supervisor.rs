@@ -1,9 +1,11 @@
-//! The process that has a gateway's socket, and starts a worker when there is something to carry: at the first connection, and again
+//! The process that has a gateway's sockets, and starts a worker when there is something to carry: at the first connection, and again
 //! when one has died. It owns how often. It reads nothing that the guest says, and ends when the VM does.
+
+mod ports;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open,
     set_dumpable_behavior, setrlimit,
 };
+
+pub use self::ports::{Change, Ports};
 
 /// Before a worker that has died is followed by another: doubled each time, and short again after one that has lasted.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -42,35 +46,69 @@ pub fn lock(file: &File, machine: BorrowedFd<'_>) -> Result<bool> {
             Err(Errno::WOULDBLOCK | Errno::INTR) => {}
             Err(error) => return Err(error).context("lock the gateway"),
         }
-        if Instant::now() > deadline || wait([machine], Some(LOCK_PAUSE))? == [true] {
+        if Instant::now() > deadline || wait(&[machine], Some(LOCK_PAUSE))? == [true] {
             return Ok(false);
         }
     }
 }
 
-/// Starts workers by `start` until the VM, a pidfd, has ended.
+/// Starts workers by `start`, which is given a worker's end of the channel for published ports, until the VM, a pidfd, has ended.
 pub fn run(
     listener: BorrowedFd<'_>,
     machine: BorrowedFd<'_>,
-    start: impl Fn() -> io::Result<Child>,
+    mut ports: Ports,
+    start: impl Fn(OwnedFd) -> io::Result<Child>,
 ) -> Result<()> {
     let mut pause = PAUSE_MIN;
     loop {
-        if let [_, true] = wait([listener, machine], None)? {
+        if let Event::End = await_event(machine, &mut ports, Some(listener), true, None)? {
             return Ok(());
         }
         let started = Instant::now();
-        if let Ok(mut worker) = start() {
+        if let Ok(mut worker) = ports.channel().and_then(&start) {
             let process =
                 pidfd_open(Pid::from_child(&worker), PidfdFlags::empty()).context("watch the worker")?;
-            if let [_, true] = wait([process.as_fd(), machine], None)? {
+            if let Event::End = await_event(machine, &mut ports, Some(process.as_fd()), false, None)? {
+                drop(ports);
                 return end(&mut worker, process.as_fd());
             }
             worker.wait().context("see how the worker has ended")?;
         }
         pause = if started.elapsed() > LASTED { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
-        if wait([machine], Some(pause))? == [true] {
+        if let Event::End = await_event(machine, &mut ports, None, false, Some(pause))? {
             return Ok(());
+        }
+    }
+}
+
+/// What was waited for.
+enum Event {
+    Ready,
+    /// Of the VM.
+    End,
+    Timeout,
+}
+
+/// Waits for a descriptor, or also for clients of published ports, and has those changed meanwhile.
+fn await_event(
+    machine: BorrowedFd<'_>,
+    ports: &mut Ports,
+    other: Option<BorrowedFd<'_>>,
+    clients: bool,
+    timeout: Option<Duration>,
+) -> Result<Event> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
+        let clients = ports.listeners().filter(|_| clients);
+        let all: Vec<_> = [machine, ports.control()].into_iter().chain(other).chain(clients).collect();
+        let ready = wait(&all, left)?;
+        match ready[..] {
+            [true, ..] => return Ok(Event::End),
+            [_, true, ..] => ports.serve(),
+            _ if ready.contains(&true) => return Ok(Event::Ready),
+            _ if left == Some(Duration::ZERO) => return Ok(Event::Timeout),
+            _ => {}
         }
     }
 }
@@ -78,7 +116,7 @@ pub fn run(
 fn end(worker: &mut Child, process: BorrowedFd<'_>) -> Result<()> {
     // It may have ended by itself, and is not waited for yet.
     let _ = kill_process(Pid::from_child(worker), Signal::TERM);
-    if wait([process], Some(END_TIMEOUT))? == [false] {
+    if wait(&[process], Some(END_TIMEOUT))? == [false] {
         worker.kill().context("end the worker")?;
     }
     worker.wait().context("see how the worker has ended")?;
@@ -86,12 +124,13 @@ fn end(worker: &mut Child, process: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Which of these are readable, as soon as one is.
-fn wait<const N: usize>(descriptors: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> Result<[bool; N]> {
-    let mut polled = descriptors.map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
+fn wait(descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<Vec<bool>> {
+    let mut polled: Vec<_> =
+        descriptors.iter().map(|it| PollFd::from_borrowed_fd(*it, PollFlags::IN)).collect();
     let timeout = timeout.map(Timespec::try_from).transpose().context("wait")?;
     match poll(&mut polled, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error).context("wait"),
     }
-    Ok(polled.map(|it| !it.revents().is_empty()))
+    Ok(polled.iter().map(|it| !it.revents().is_empty()).collect())
 }

@@ -5,10 +5,13 @@
 mod connection;
 mod counted;
 mod gate;
+pub mod publish;
 mod questions;
 mod splice;
 
 use std::ffi::OsString;
+use std::future::pending;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -28,9 +31,11 @@ use gate::Gate;
 /// Streams at once, DNS's among them; more wait in the socket.
 const CONNECTIONS_MAX: usize = 4096;
 /// Each connection has a descriptor on both sides; the rest are a few of our own, and resolvers' pipes.
-const DESCRIPTORS: u64 = 2 * CONNECTIONS_MAX as u64 + 512;
+const DESCRIPTORS: u64 = 2 * (CONNECTIONS_MAX + publish::CLIENTS_MAX) as u64 + 512;
 /// Of this process in all: many times what the limits on buffers add up to.
 const MEMORY_MAX: u64 = 1 << 30;
+/// Who is gone without a word is noticed.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// After an error that is not a connection's, such as no descriptor being left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,6 +53,8 @@ pub struct Place {
     pub agent: Agent,
     /// Where the resolver's program is looked for, if not where all programs are.
     pub path: Option<OsString>,
+    /// Where the supervisor tells of published ports.
+    pub ports: Option<OwnedFd>,
 }
 
 /// Carries what comes by a listening socket until SIGTERM.
@@ -59,13 +66,22 @@ pub fn run(listener: UnixListener, place: Place) -> Result<()> {
 }
 
 /// The same, in a loop of the caller's.
-pub async fn serve(listener: UnixListener, place: Place) -> Result<()> {
+pub async fn serve(listener: UnixListener, mut place: Place) -> Result<()> {
     listener.set_nonblocking(true).context("prepare the gateway's socket")?;
     let listener = tokio::net::UnixListener::from_std(listener).context("use the gateway's socket")?;
+    let ports = place.ports.take();
+    let folder = place.folder.clone();
+    let publish = async {
+        match ports {
+            Some(channel) => publish::serve(&folder, channel).await,
+            None => pending().await,
+        }
+    };
     let gate = Rc::new(Gate::open(place)?);
     let mut ended = signal(SignalKind::terminate()).context("wait for signals")?;
     let result = tokio::select! {
         result = gate.watch() => result,
+        result = publish => result,
         () = accept(&listener, &gate) => Ok(()),
         () = gate.write_log() => Ok(()),
         _ = ended.recv() => Ok(()),

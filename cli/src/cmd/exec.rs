@@ -81,8 +81,7 @@ impl Args {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
         let (store, sandbox, signals, lent) = (&store, &sandbox, &signals, &granted.lent);
-        let attach =
-            Attach { store, sandbox, streams, signals, console: false, network: config.network, lent };
+        let attach = Attach { store, sandbox, streams, signals, console: false, config: &config, lent };
         let attached = attach.run(&command, None).attached?;
         if let Some(message) = attached.message {
             output::note(&format!("coracle: {message}\n"));

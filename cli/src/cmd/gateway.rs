@@ -1,6 +1,7 @@
 //! `coracle gateway`: the processes that a running sandbox's network is. For Coracle itself; `run` and `exec` start it.
-//! The first is small, has the sandbox's gateway socket as its input, the VMM's pidfd as its output and what is lent as its error
-//! stream, and starts the second, which does the work (see `gateway::supervisor`, `gateway::worker`).
+//! The first is small, has the sandbox's gateway socket as its input, the VMM's pidfd as its output and, as its error stream, a
+//! socket on which what is lent and the published ports wait. It starts the second, which does the work (see `gateway::supervisor`,
+//! `gateway::worker`).
 
 use std::fs::File;
 use std::io;
@@ -8,18 +9,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
 use argh::{ArgsInfo, FromArgs};
 use gateway::agent::Agent;
 use gateway::credentials::Lent;
-use gateway::supervisor;
+use gateway::handover;
+use gateway::ports::{Listener, Opening};
+use gateway::supervisor::{self, Ports};
 use gateway::worker::{self, Place};
 use rustix::fs::Mode;
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
-use crate::launch::SELF;
+use crate::launch::{self, SELF};
 use crate::places;
 use crate::store::{Sandbox, file};
 use crate::sys;
@@ -58,26 +61,39 @@ impl Args {
 }
 
 fn supervise(sandbox: &Sandbox) -> Result<()> {
-    let [listener, machine, lent] = inherited()?;
+    let [listener, machine, door] = inherited()?;
+    let (lent, listeners) = take(&door)?;
     let lock = sandbox.create_file(file::GATEWAY_LOCK)?;
     if !supervisor::lock(&lock, machine.as_fd())? {
         return Ok(());
     }
-    let start = || -> io::Result<Child> {
+    let control = launch::free_path(sandbox, file::GATEWAY_CONTROL)?;
+    let control = handover::listener(&control).context("listen for commands")?;
+    let start = |channel: OwnedFd| -> io::Result<Child> {
         let mut command = Command::new(SELF);
         command.arg0("coracle").arg("gateway").arg("--dir").arg(&sandbox.path);
         command.arg("--worker").arg(getpid().as_raw_pid().to_string());
         let (listener, lent) = (listener.try_clone()?, lent.try_clone()?);
-        command.stdin(listener).stdout(Stdio::null()).stderr(lent).spawn()
+        command.stdin(listener).stdout(channel).stderr(lent).spawn()
     };
-    supervisor::run(listener.as_fd(), machine.as_fd(), start)
+    supervisor::run(listener.as_fd(), machine.as_fd(), Ports::new(control, listeners), start)
+}
+
+/// What waits in the door: what is lent, and the published ports.
+fn take(door: &OwnedFd) -> Result<(OwnedFd, Vec<Listener>)> {
+    let message = handover::receive::<Vec<Opening>>(door).context("take over what is inherited")?;
+    let (openings, descriptors) = message.context("nothing is inherited")?;
+    let mut descriptors = descriptors.into_iter();
+    let lent = descriptors.next().context("nothing is lent")?;
+    let listeners = openings.into_iter().zip(descriptors);
+    Ok((lent, listeners.map(|(opening, socket)| Listener { opening, socket }).collect()))
 }
 
 fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("end with the supervisor")?;
     let lives = getppid().map(Pid::as_raw_pid) == Some(parent);
     ensure!(lives, "this is for Coracle itself; start a sandbox with coracle run");
-    let [listener, _, lent] = inherited()?;
+    let [listener, ports, lent] = inherited()?;
     // What cannot be read names no keys.
     let keys = sandbox.config().map(|config| config.ssh_agent).unwrap_or_default();
     let place = Place {
@@ -87,6 +103,7 @@ fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
         sandbox: sandbox.name,
         lent: Lent::read(lent)?,
         path: None,
+        ports: Some(ports),
     };
     worker::run(UnixListener::from(listener), place)
 }

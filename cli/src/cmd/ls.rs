@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::cmd::Typed;
 use crate::config::SandboxConfig;
 use crate::output::{ago, now_s, print, rfc3339, table};
+use crate::ports;
 use crate::store::{Sandbox, Store};
 use crate::text::{encode, plain};
 
@@ -55,17 +56,19 @@ impl Row {
     }
 
     fn cells(&self, now_s: u64) -> Vec<String> {
-        let (id, agent, created, workspace) = match &self.config {
+        let (id, agent, created, ports, workspace) = match &self.config {
             Ok(config) => {
                 let workspaces: Vec<_> = config.workspaces.iter().map(|it| it.show()).collect();
                 let created = ago(config.created_s, now_s);
-                (config.id.clone(), plain(&config.agent), created, workspaces.join(" "))
+                let ports: Vec<_> = config.ports.iter().map(ports::show).collect();
+                (config.id.clone(), plain(&config.agent), created, ports.join(" "), workspaces.join(" "))
             }
             Err(error) => {
-                (String::new(), String::new(), String::new(), format!("({})", plain(format!("{error:#}"))))
+                let none = String::new;
+                (none(), none(), none(), none(), format!("({})", plain(format!("{error:#}"))))
             }
         };
-        vec![self.name.clone(), id, agent, self.status().into(), created, String::new(), workspace]
+        vec![self.name.clone(), id, agent, self.status().into(), created, ports, workspace]
     }
 
     fn json(&self) -> Value {
@@ -78,7 +81,7 @@ impl Row {
                 "agent": config.agent,
                 "status": self.status(),
                 "created": rfc3339(config.created_s),
-                "ports": [],
+                "ports": config.ports.iter().map(ports::json).collect::<Vec<_>>(),
                 "workspaces": config.workspaces.iter().map(|it| json!({
                     "path": encode(it.path.as_os_str()),
                     "read_only": it.read_only,

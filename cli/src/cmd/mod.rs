@@ -9,6 +9,7 @@ pub mod exec;
 pub mod gateway;
 pub mod ls;
 pub mod policy;
+pub mod ports;
 pub mod resize;
 pub mod rm;
 pub mod run;

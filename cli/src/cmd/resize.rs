@@ -91,6 +91,7 @@ fn resized(sandbox: &Sandbox, sizes: Sizes) -> Result<(SandboxConfig, SandboxCon
 
 fn resize(sandbox: &Sandbox, sizes: Sizes, running: bool) -> Result<()> {
     let name = &sandbox.name;
+    let alone = sandbox.alone()?;
     let (before, config) = resized(sandbox, sizes)?;
     if sizes.disk_mib.is_some() {
         sandbox.lengthen_disk(config.disk_mib << 20)?;
@@ -98,6 +99,7 @@ fn resize(sandbox: &Sandbox, sizes: Sizes, running: bool) -> Result<()> {
     if config != before {
         sandbox.replace_config(&config)?;
     }
+    drop(alone);
     if !running {
         return Ok(());
     }

@@ -19,6 +19,7 @@ use crate::command::{self, Wishes};
 use crate::config::{self, Request, SandboxConfig};
 use crate::credentials::{self, Credentials};
 use crate::parts;
+use crate::ports::{self, Wish};
 use crate::session::{self, Command, Streams};
 use crate::store::{Lock, Sandbox, Store, file, new_id};
 use crate::sys::Signals;
@@ -90,6 +91,10 @@ pub struct Args {
     /// refuse this to the sandbox, whatever else allows it. Can be repeated, or have commas
     #[argh(option, arg_name = "RULE")]
     pub deny: Vec<Raw>,
+    /// open a port of this machine that leads to one of the sandbox: [[IP:]HOST:]PORT, such as 3000 or 8080:3000; see
+    /// coracle help ports. Can be repeated
+    #[argh(option, short = 'p', arg_name = "SPEC")]
+    pub publish: Vec<Raw>,
     /// what there is of a network: gateway (the default), which is what policy allows, or none
     #[argh(option, arg_name = "HOW")]
     pub network: Option<Raw>,
@@ -213,6 +218,8 @@ impl Run {
             None => true,
         };
         if is_new {
+            // A test: they are opened for good when the sandbox starts.
+            ports::open(&mut self.request.ports.clone(), Wish::Flag("-p"))?;
             self.template()?;
         }
         let store = Store::open_or_create()?;
@@ -348,8 +355,7 @@ impl Run {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
         let (console, lent) = (self.console, &granted.lent);
-        let attach =
-            Attach { store, sandbox: &sandbox, streams, signals, console, network: config.network, lent };
+        let attach = Attach { store, sandbox: &sandbox, streams, signals, console, config: &config, lent };
         let visit = attach.run(&command, lock);
         self.own.exit_code_ns = now_ns();
         if self.console && visit.launched.is_some() {

@@ -25,7 +25,7 @@ use crate::store::{Lock, Sandbox, file, is_same, is_trash};
 use crate::sys;
 use crate::text::{Raw, plain, quoted};
 use crate::workspace::Workspace;
-use crate::{git, parts, templates};
+use crate::{git, launch, parts, templates};
 
 /// Not for the VMM: it ends when it is told to by SIGTERM, whatever becomes of the terminal it was started from, and a
 /// file size limit is the guest's problem, as EFBIG.
@@ -39,6 +39,8 @@ const IGNORED: [i32; 8] = [
     libc::SIGUSR2,
     libc::SIGXFSZ,
 ];
+/// Connections for published ports that wait to be accepted.
+const PORTS_BACKLOG: i32 = 1024;
 /// Nobody will come back to a sandbox that is removed with its first session: if none is open, its command was killed.
 const EPHEMERAL_IDLE: Duration = Duration::from_secs(2);
 
@@ -124,6 +126,10 @@ fn machine(
         0 => None,
         seconds => Some(Duration::from_secs(seconds)),
     };
+    let mut listeners = vec![(protocol::PORT, listener)];
+    if config.network == Network::Gateway {
+        listeners.push((protocol::PUBLISH_PORT, listen_for_ports(sandbox)?));
+    }
     let layers =
         templates::layers(&config.image)?.iter().map(|path| open_part(path)).collect::<Result<Vec<_>>>()?;
     let count = u8::try_from(layers.len()).context("count the template's layers")?;
@@ -138,7 +144,7 @@ fn machine(
         layers,
         shares: shares(config)?,
         vsock: Vsock {
-            listeners: vec![(protocol::PORT, listener)],
+            listeners,
             outbound: outbound(sandbox, config)?,
             idle_timeout: idle,
             goodbye: (protocol::PORT, goodbye()?),
@@ -146,6 +152,13 @@ fn machine(
         console: sandbox.create_file(file::CONSOLE)?,
         marks: sandbox.open_marks()?,
     })
+}
+
+/// Where the gateway connects for clients of published ports.
+fn listen_for_ports(sandbox: &Sandbox) -> Result<UnixListener> {
+    let listener = launch::listen(sandbox, file::PORTS_SOCKET)?;
+    rustix::net::listen(&listener, PORTS_BACKLOG).context("listen for published ports")?;
+    Ok(listener)
 }
 
 /// The way to the gateway, where there is one.

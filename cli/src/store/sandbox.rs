@@ -25,6 +25,10 @@ pub mod file {
     pub const SOCKET: &str = "exec.sock";
     /// Where the guest's connections to the network come out.
     pub const GATEWAY_SOCKET: &str = "gateway.sock";
+    /// Where the gateway is told of changes to published ports.
+    pub const GATEWAY_CONTROL: &str = "gateway.ctl";
+    /// Where the VMM takes connections for published ports.
+    pub const PORTS_SOCKET: &str = gateway::worker::publish::SOCKET;
     /// Held by the gateway.
     pub const GATEWAY_LOCK: &str = "gateway.lock";
     pub const CONSOLE: &str = "console.log";
@@ -147,6 +151,14 @@ impl Sandbox {
         let mut new = create(&self.dir, file::NEW_CONFIG)?;
         new.write_all(&json).and_then(|()| new.sync_all()).context("write config.json")?;
         renameat(&self.dir, file::NEW_CONFIG, &self.dir, file::CONFIG).context("replace config.json")
+    }
+
+    /// Keeps other commands from changing config.json, until dropped.
+    pub fn alone(&self) -> Result<OwnedFd> {
+        let folder = openat(&self.dir, ".", OFlags::RDONLY | DIRECTORY, Mode::empty());
+        let folder = folder.context("open the sandbox's folder")?;
+        flock(&folder, FlockOperation::LockExclusive).context("lock config.json")?;
+        Ok(folder)
     }
 
     /// How much the disk takes on the host, and its size.

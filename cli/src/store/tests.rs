@@ -34,6 +34,7 @@ pub(crate) fn config(id: &str) -> SandboxConfig {
             file: false,
             worktrees: Vec::new(),
         }],
+        ports: Vec::new(),
         env: vec!["A=\u{10ffff}".into()],
     }
 }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, interval, timeout};
 
+use super::KEEPALIVE;
 use super::counted::{Counted, Moved};
 use super::gate::{Gate, NO_ADDRESS};
 use super::questions;
@@ -33,8 +34,6 @@ const ADDRESSES_MAX: usize = 4;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a client that has had all of its answer to hang up.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// A host that is gone is noticed.
-const KEEPALIVE: Duration = Duration::from_secs(60);
 /// A connection on which nothing moves for this long is cut.
 const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// How often is counted what a connection has carried.
