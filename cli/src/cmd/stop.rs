@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::cmd::Typed;
 use crate::output::print;
+use crate::ports;
 use crate::store::{Sandbox, Store, file};
 use crate::text::{Raw, plain};
 
@@ -47,6 +48,10 @@ impl Args {
         let deadline = Instant::now() + STOP_TIMEOUT;
         for sandbox in &sandboxes {
             end(sandbox, deadline)?;
+            // Whoever stops it may want its ports.
+            if sandbox.config().is_ok_and(|config| !config.ports.is_empty()) {
+                ports::await_last_gateway(sandbox);
+            }
             print(&format!("{}\n", sandbox.name))?;
         }
         store.collect_garbage();
