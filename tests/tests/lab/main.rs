@@ -16,6 +16,7 @@ mod hostile;
 mod lifecycle;
 mod memory;
 mod network;
+mod ports;
 mod posix;
 mod run;
 mod sizes;
