@@ -17,7 +17,8 @@ use crate::ports::PORTS_MAX;
 
 /// Each published port can be open at two addresses; and one more.
 const DESCRIPTORS_MAX: usize = 2 * PORTS_MAX + 1;
-const TEXT_MAX: usize = 64 << 10;
+/// The addresses of so many take less than 10 KiB.
+const TEXT_MAX: usize = 16 << 10;
 /// Commands that wait for an answer.
 const BACKLOG: i32 = 16;
 
@@ -77,4 +78,25 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok(Some((serde_json::from_slice(&text[..received.bytes])?, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddr};
+
+    use super::*;
+    use crate::ports::Opening;
+
+    #[test]
+    fn as_many_as_there_can_be_fit_and_no_more() {
+        let (ours, theirs) = pair().unwrap();
+        let at = SocketAddr::new(Ipv6Addr::from([0xff; 16]).into(), u16::MAX);
+        let openings = vec![Opening { at, guest: u16::MAX }; 2 * PORTS_MAX];
+        send(&ours, &openings, &[ours.as_fd(); DESCRIPTORS_MAX]).unwrap();
+        let (heard, descriptors) = receive::<Vec<Opening>>(&theirs).unwrap().unwrap();
+        assert!(heard == openings && descriptors.len() == DESCRIPTORS_MAX);
+        send(&ours, &"", &[ours.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err();
+        drop((ours, descriptors));
+        assert!(receive::<bool>(&theirs).unwrap().is_none());
+    }
 }
