@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 use gateway::credentials::{Lent, variables};
 use gateway::handover;
-use gateway::ports::{Listener, Opening, Port};
+use gateway::ports::{Listener, Opening};
 use rustix::fs::{AtFlags, FlockOperation, flock, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -21,7 +21,7 @@ use vmm::marks::{self, Mark};
 
 use crate::config::{Network, SandboxConfig};
 use crate::store::{Lock, Sandbox, file};
-use crate::{credentials, ports};
+use crate::{credentials, output, ports};
 
 /// Connections of the guest that may wait for the gateway.
 const GATEWAY_BACKLOG: i32 = 4096;
@@ -68,7 +68,8 @@ pub fn start(
         ports::await_last_gateway(sandbox);
     }
     let has_gateway = config.network == Network::Gateway;
-    let gateway = has_gateway.then(|| prepare_gateway(sandbox, &config.ports, lent)).transpose()?;
+    let prepare = || prepare_gateway(sandbox, ports::open_for(sandbox, &config.ports)?, lent);
+    let gateway = has_gateway.then(prepare).transpose()?;
     let listener = listen(sandbox, file::SOCKET)?;
     let marks = sandbox.create_file(file::MARKS)?;
     // Emptied now: what is in it later is from this start.
@@ -104,8 +105,7 @@ fn remove_credentials(command: &mut Command) {
 }
 
 /// The socket is there before the VMM is, which opens it.
-fn prepare_gateway(sandbox: &Sandbox, ports: &[Port], lent: &[Lent]) -> Result<Gateway> {
-    let ports = ports::open_for(sandbox, ports)?;
+fn prepare_gateway(sandbox: &Sandbox, ports: Vec<Listener>, lent: &[Lent]) -> Result<Gateway> {
     let listener = listen(sandbox, file::GATEWAY_SOCKET)?;
     rustix::net::listen(&listener, GATEWAY_BACKLOG).context("listen for the gateway")?;
     Ok(Gateway { listener, lent: Lent::seal(lent)?, ports })
@@ -124,8 +124,12 @@ pub fn revive_gateway(sandbox: &Sandbox, lent: &[Lent]) -> Result<()> {
     // In this order: a command that starts the VMM has bound the socket before.
     match sandbox.process() {
         Some(machine) if !is_served(sandbox) => {
-            let ports = sandbox.config()?.ports;
-            start_gateway(sandbox, prepare_gateway(sandbox, &ports, lent)?, machine)
+            // A port that somebody else has taken since costs the sandbox its ports, not its network.
+            let ports = ports::open_for(sandbox, &sandbox.config()?.ports).unwrap_or_else(|error| {
+                output::note(&format!("coracle: its published ports stay closed: {error:#}\n"));
+                Vec::new()
+            });
+            start_gateway(sandbox, prepare_gateway(sandbox, ports, lent)?, machine)
         }
         _ => Ok(()),
     }
