@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::credentials::{Custom, Entry as Secret, Origin, Store};
@@ -96,6 +96,22 @@ impl Lab {
             }
         };
         timeout(2 * SOON, look).await.expect("no such line in the log")
+    }
+
+    /// Stores a secret for a host; what is returned is the folder of settings.
+    fn has_secret_for(&self, host: &str, port: u16) -> PathBuf {
+        let custom = Custom {
+            hosts: vec![(host.into(), port)],
+            header: "authorization".into(),
+            format: "Bearer %s".into(),
+            variables: Vec::new(),
+        };
+        let origin = Origin::Value("s3cret".into());
+        let entry = Secret { service: "mine".into(), sandbox: None, origin, custom: Some(custom) };
+        let settings = self.path().join("settings");
+        Store::change(&settings, |secrets| secrets.push(entry)).unwrap();
+        ensure_authority(&self.path().join("sandbox")).unwrap();
+        settings
     }
 }
 
@@ -338,17 +354,7 @@ async fn tls_ends_here_for_hosts_that_have_a_secret_and_for_no_others() {
     let rules =
         ["a.loop.example", "b.loop.example", &format!("127.0.0.1:{port}")].map(|it| format!("{it:?}"));
     let lab = Lab::new(&format!("allow = [{}]\n", rules.join(", ")));
-    let custom = Custom {
-        hosts: vec![("a.loop.example".into(), port)],
-        header: "authorization".into(),
-        format: "Bearer %s".into(),
-        variables: Vec::new(),
-    };
-    let origin = Origin::Value("s3cret".into());
-    let entry = Secret { service: "mine".into(), sandbox: None, origin, custom: Some(custom) };
-    let settings = lab.path().join("settings");
-    Store::change(&settings, |secrets| secrets.push(entry)).unwrap();
-    ensure_authority(&lab.path().join("sandbox")).unwrap();
+    let settings = lab.has_secret_for("a.loop.example", port);
     lab.run(async |guest: Guest| {
         let one = guest.resolve("a.loop.example").await.unwrap();
         let other = guest.resolve("b.loop.example").await.unwrap();
