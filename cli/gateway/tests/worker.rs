@@ -296,6 +296,15 @@ async fn a_change_of_policy_cuts_what_it_no_longer_allows() {
             }
         };
         timeout(SOON, again).await.unwrap();
+        // Rules that are gone are not known: the preset would allow more.
+        fs::remove_file(lab.path().join("sandbox/policy.toml")).unwrap();
+        let refused = async {
+            while guest.open(HOST, one).await.0 != REFUSED {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, refused).await.unwrap();
+        lab.line(|it| it.port == one && !it.allowed && it.reason.contains("rules are gone")).await;
     })
     .await;
 }

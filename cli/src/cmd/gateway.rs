@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -49,11 +49,13 @@ impl Args {
         supervisor::confine().context("confine the gateway")?;
         sys::close_from(3);
         sys::ignore(&IGNORED);
-        rustix::process::chdir("/").context("change to /")?;
         rustix::process::umask(Mode::RWXG | Mode::RWXO);
-        let sandbox = Sandbox::open(PathBuf::from(&self.dir.0)).context("--dir")?;
+        let path = PathBuf::from(&self.dir.0);
+        let sandbox = if self.worker.is_some() { Sandbox::open_current(&path) } else { Sandbox::open(path) };
+        let sandbox = sandbox.context("--dir")?;
+        rustix::process::chdir("/").context("change to /")?;
         match self.worker {
-            Some(parent) => work(sandbox, parent)?,
+            Some(parent) => work(&sandbox, parent)?,
             None => supervise(&sandbox)?,
         }
         Ok(0)
@@ -73,6 +75,8 @@ fn supervise(sandbox: &Sandbox) -> Result<()> {
         let mut command = Command::new(SELF);
         command.arg0("coracle").arg("gateway").arg("--dir").arg(&sandbox.path);
         command.arg("--worker").arg(getpid().as_raw_pid().to_string());
+        // Its path leads to another sandbox when this one is being removed and its name is used again.
+        command.current_dir(format!("/proc/self/fd/{}", sandbox.dir.as_raw_fd()));
         let (listener, lent) = (listener.try_clone()?, lent.try_clone()?);
         command.stdin(listener).stdout(channel).stderr(lent).spawn()
     };
@@ -89,7 +93,7 @@ fn take(door: &OwnedFd) -> Result<(OwnedFd, Vec<Listener>)> {
     Ok((lent, listeners.map(|(opening, socket)| Listener { opening, socket }).collect()))
 }
 
-fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
+fn work(sandbox: &Sandbox, parent: i32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("end with the supervisor")?;
     let lives = getppid().map(Pid::as_raw_pid) == Some(parent);
     ensure!(lives, "this is for Coracle itself; start a sandbox with coracle run");
@@ -99,8 +103,8 @@ fn work(sandbox: Sandbox, parent: i32) -> Result<()> {
     let place = Place {
         agent: Agent { socket: places::ssh_agent(), keys },
         settings: places::settings()?,
-        folder: sandbox.path,
-        sandbox: sandbox.name,
+        folder: sandbox.path.clone(),
+        sandbox: sandbox.name.clone(),
         lent: Lent::read(lent)?,
         path: None,
         ports: Some(ports),

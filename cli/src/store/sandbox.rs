@@ -3,9 +3,9 @@
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat, renameat};
@@ -76,6 +76,13 @@ impl Sandbox {
         let dir = rustix::fs::open(&path, OFlags::RDONLY | DIRECTORY, Mode::empty())
             .with_context(|| format!("open {}", quoted(&path)))?;
         Ok(Self { name, path, dir })
+    }
+
+    /// The one in the folder that a process was started in, whatever its path leads to by now.
+    pub fn open_current(path: &Path) -> Result<Self> {
+        let name = path.file_name().context("it names no folder")?.to_string_lossy().into_owned();
+        let dir = rustix::fs::open(".", OFlags::RDONLY | DIRECTORY, Mode::empty()).context("open it")?;
+        Ok(Self { name, path: format!("/proc/self/fd/{}", dir.as_raw_fd()).into(), dir })
     }
 
     pub fn config(&self) -> Result<SandboxConfig> {

@@ -1,14 +1,14 @@
 //! What the gateway knows and decides by: policy, secrets, names, the log. It owns that all of it is up to date, and that what
 //! cannot be read allows nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, interval, sleep};
@@ -28,6 +28,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Writing the log takes no more than one part in so many of the time.
 const LOG_SHARE: u32 = 20;
 
+const LOST: &str = "the sandbox's own rules are gone; coracle policy allow or deny --sandbox makes new ones";
 const NO_NAME: Reason = Reason::Other("its address stands for no name of this sandbox");
 pub const NO_ADDRESS: Reason = Reason::Other("this machine knows no address of it");
 const NO_SECRETS: Reason = Reason::Other("the secrets cannot be read, and it may have one");
@@ -35,6 +36,8 @@ const NO_SECRETS: Reason = Reason::Other("the secrets cannot be read, and it may
 pub struct Gate {
     place: Place,
     policy: watch::Sender<Rc<Policy>>,
+    /// The sandbox has had rules of its own: without their file they are not known.
+    had_rules: Cell<bool>,
     /// `None` when they cannot be read.
     secrets: RefCell<Option<Secrets>>,
     /// `None` when the guest trusts none of ours.
@@ -58,6 +61,7 @@ impl Gate {
         let watches = Watches { policy: files(&place).watch()?, secrets: secrets.watch()? };
         Ok(Self {
             policy: watch::Sender::new(load(&place)),
+            had_rules: Cell::new(has_rules(&place)),
             secrets: RefCell::new(secrets_of(&place)),
             authority: Authority::load(&place.folder)?,
             names: RefCell::new(Names::open(&place.folder)?),
@@ -93,7 +97,10 @@ impl Gate {
             self.secrets.replace(secrets_of(&self.place));
         }
         if watches.policy.changed() {
-            self.policy.send_replace(load(&self.place));
+            let has_rules = has_rules(&self.place);
+            let lost = self.had_rules.replace(has_rules || self.had_rules.get()) && !has_rules;
+            let policy = if lost { Rc::new(Policy::closed(&anyhow!(LOST))) } else { load(&self.place) };
+            self.policy.send_replace(policy);
         }
     }
 
@@ -201,6 +208,10 @@ fn files(place: &Place) -> Files {
 
 fn load(place: &Place) -> Rc<Policy> {
     Rc::new(Policy::load(&files(place)).unwrap_or_else(|error| Policy::closed(&error)))
+}
+
+fn has_rules(place: &Place) -> bool {
+    place.folder.join(policy::NAME).symlink_metadata().is_ok()
 }
 
 fn secrets_of(place: &Place) -> Option<Secrets> {
