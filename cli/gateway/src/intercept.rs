@@ -64,6 +64,9 @@ const STREAMS_MAX: u32 = 100;
 const WINDOW_IN: u32 = 256 << 10;
 const WINDOW_OUT: u32 = 1 << 20;
 
+/// Bytes of one answer that the client has not taken: all streams of all connections stay well below the worker's memory.
+const STREAM_BUFFER: usize = 32 << 10;
+
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
@@ -199,7 +202,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(WINDOW_IN)
         .initial_connection_window_size(WINDOW_IN)
-        .max_send_buf_size(usize::try_from(WINDOW_IN)?);
+        .max_send_buf_size(STREAM_BUFFER);
     let server = pin!(builder.serve_connection(TokioIo::new(client), service));
     run(server, |server| server.graceful_shutdown(), driver, &exchange, moved).await
 }
@@ -280,6 +283,10 @@ impl Exchange {
             Ok(value) => value,
             Err(error) => return Ok(refuse(StatusCode::BAD_GATEWAY, &format!("{error:#}"))),
         };
+        // A client that does not go when it is told to goes on asking.
+        if self.injection.lives.has_changed().is_err() {
+            return Ok(refuse(StatusCode::BAD_GATEWAY, "the secret for this host was taken back"));
+        }
         inject(&mut head, &self.injection, value);
         let body = body::Request { body, injection: Arc::clone(&self.injection) };
         let response = self.send(Request::from_parts(head, body)).await?;

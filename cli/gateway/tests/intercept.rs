@@ -399,6 +399,29 @@ fn a_credential_that_cannot_be_had_sends_nothing() {
 }
 
 #[test]
+fn a_request_that_was_begun_before_has_nothing_of_a_secret_that_is_taken_back() {
+    test(async |world| {
+        let host = world.host(H1, ok).await;
+        let secrets = world.canary();
+        let (mut guest, served) = world.guest(host, &secrets, H1).await;
+        guest.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        guest.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(secrets);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // It may have been hung up on already.
+        let _ = guest.write_all(format!("host: {HOST}\r\n\r\n").as_bytes()).await;
+        let _ = guest.flush().await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(5), guest.read_to_end(&mut answer)).await.unwrap();
+        let _ = served.await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert_eq!(world.seen.lock().unwrap().len(), 0);
+    });
+}
+
+#[test]
 fn a_secret_that_is_taken_back_is_used_no_more() {
     for protocols in [H1, H2] {
         test(async |world| {
