@@ -121,7 +121,7 @@ pub static SERVICES: [Service; 4] = [
             guest: &["GEMINI_API_KEY"],
             placeholder: "AIzaSy-coracle-placeholder",
         }],
-        query: &["key"],
+        query: &["key", "httpHeaders"],
     },
 ];
 

@@ -200,6 +200,8 @@ fn without_keys(target: &str, more: &[&str]) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
     let is_key = |parameter: &&str| {
         let name = decoded(parameter.split('=').next().unwrap_or_default());
+        // Google takes its parameters with a dollar sign as well.
+        let name = name.strip_prefix(b"$").unwrap_or(&name);
         QUERY.iter().chain(more).any(|key| name.eq_ignore_ascii_case(key.as_bytes()))
     };
     let kept: Vec<_> = query.split('&').filter(|parameter| !is_key(parameter)).collect();

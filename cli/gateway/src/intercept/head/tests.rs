@@ -52,8 +52,12 @@ fn the_clients_credentials_are_taken_out() {
         ("cookie", "kept=1"),
         ("anthropic-version", "2023-06-01"),
     ];
-    let (uri, lines) =
-        sent("/v1/messages?beta=true&api%5Fkey=theirs&Access_Token=theirs", &theirs, &anthropic()).unwrap();
+    let (uri, lines) = sent(
+        "/v1/messages?beta=true&api%5Fkey=theirs&Access_Token=theirs&%24api_key=theirs",
+        &theirs,
+        &anthropic(),
+    )
+    .unwrap();
     assert_eq!(uri, "/v1/messages?beta=true");
     let kept = [
         "accept-encoding: identity",
