@@ -2,11 +2,13 @@
 //! It owns the bounds of such a command, in time, size and how often it runs. It knows no service.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -21,12 +23,15 @@ const FAILED: Duration = Duration::from_secs(10);
 
 pub enum Source {
     Known(String),
-    Command { line: String, last: Mutex<Option<(Instant, Result<String, String>)>> },
+    Command { line: String, last: Arc<Mutex<Last>> },
 }
+
+/// When a command was asked, and what it said.
+type Last = Option<(Instant, Result<String, String>)>;
 
 impl Source {
     pub fn command(line: String) -> Self {
-        Self::Command { line, last: Mutex::default() }
+        Self::Command { line, last: Arc::default() }
     }
 
     /// The secret, now. Errors never quote what was answered.
@@ -35,31 +40,54 @@ impl Source {
             Self::Known(secret) => return Ok(secret.clone()),
             Self::Command { line, last } => (line, last),
         };
-        // Whoever comes meanwhile waits for the same answer.
-        let mut last = last.lock().await;
-        if let Some((when, answer)) = &*last
-            && when.elapsed() < if answer.is_ok() { FRESH } else { FAILED }
-        {
-            return answer.clone().map_err(|error| anyhow!(error));
-        }
-        let answer = ask(line).await.context("the command for the credential fails");
-        *last =
-            Some((Instant::now(), answer.as_ref().map(String::clone).map_err(|error| format!("{error:#}"))));
+        // A task of its own: who asks may go away, and ask again, and the command is not to be run each time.
+        let answer = tokio::spawn(renew(line.clone(), Arc::clone(last)));
         answer
+            .await
+            .context("the command for the credential is not waited for")?
+            .map_err(|error| anyhow!(error))
+    }
+}
+
+/// Whoever comes meanwhile waits for the same answer.
+async fn renew(line: String, last: Arc<Mutex<Last>>) -> Result<String, String> {
+    let mut last = last.lock().await;
+    if let Some((when, answer)) = &*last
+        && when.elapsed() < if answer.is_ok() { FRESH } else { FAILED }
+    {
+        return answer.clone();
+    }
+    let answer = ask(&line).await.context("the command for the credential fails");
+    let answer = answer.map_err(|error| format!("{error:#}"));
+    *last = Some((Instant::now(), answer.clone()));
+    answer
+}
+
+/// A command, and what it has started: those of one that has not answered end with it.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its number is its group's, and not another's before it is waited for.
+        let pid = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(pid) = pid {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
     }
 }
 
 async fn ask(line: &str) -> Result<String> {
     let mut command = Command::new("sh");
     command.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.kill_on_drop(true).process_group(0).spawn().context("it cannot be started")?;
-    let stdout = child.stdout.take().expect("it is a pipe");
+    let child = command.kill_on_drop(true).process_group(0).spawn().context("it cannot be started")?;
+    let mut child = Group(child);
+    let stdout = child.0.stdout.take().expect("it is a pipe");
     let talk = async {
         let mut answer = Vec::new();
         let limit = u64::try_from(SECRET_MAX + 1).expect("a small number");
         stdout.take(limit).read_to_end(&mut answer).await.context("read from it")?;
         ensure!(answer.len() <= SECRET_MAX, "its answer is longer than {SECRET_MAX} bytes");
-        let status = child.wait().await.context("wait for it")?;
+        let status = child.0.wait().await.context("wait for it")?;
         ensure!(status.success(), "it ends with {status}");
         check(answer)
     };
