@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 pub use message::{FAILURE, Identity, LIST, MESSAGE_MAX, Request, identities, is_signature, list, request};
@@ -35,16 +35,26 @@ pub struct Agent {
     pub keys: Vec<String>,
 }
 
+/// A connection to an agent, and its place among them.
+#[derive(Debug)]
+pub struct Conversation {
+    agent: UnixStream,
+    _permit: SemaphorePermit<'static>,
+}
+
 impl Agent {
-    /// A connection to it. It may be gone: it lives as long as its own session.
-    pub async fn connect(&self) -> io::Result<UnixStream> {
+    /// A connection to it, once there is room for one: the agent has other users. It may be gone, as it lives as long as its own
+    /// session.
+    pub async fn connect(&self) -> io::Result<Conversation> {
         let socket = self.socket.as_ref().filter(|_| !self.keys.is_empty());
-        UnixStream::connect(socket.ok_or(io::ErrorKind::NotFound)?).await
+        let socket = socket.ok_or(io::ErrorKind::NotFound)?;
+        let permit = CONVERSATIONS.acquire().await.map_err(io::Error::other)?;
+        Ok(Conversation { agent: UnixStream::connect(socket).await?, _permit: permit })
     }
 
     /// Answers a client until it ends. Nothing that it says reaches the agent but what is allowed.
-    pub async fn serve(&self, mut client: UnixStream, mut agent: UnixStream) -> io::Result<()> {
-        let _permit = CONVERSATIONS.acquire().await.map_err(io::Error::other)?;
+    pub async fn serve(&self, mut client: UnixStream, conversation: Conversation) -> io::Result<()> {
+        let Conversation { mut agent, _permit } = conversation;
         while let Some(message) = timeout(IDLE, read(&mut client)).await?? {
             let answer = timeout(ANSWER_TIMEOUT, self.answer(&message, &mut agent)).await??;
             timeout(IDLE, write(&mut client, &answer)).await??;
