@@ -73,7 +73,12 @@ impl Names {
             return Ok(None);
         }
         // Before anybody is told of it.
-        self.file.write_all(format!("{name}\n").as_bytes())?;
+        let length = self.file.metadata()?.len();
+        if let Err(error) = self.file.write_all(format!("{name}\n").as_bytes()) {
+            // A part of it would become part of the next one.
+            self.file.set_len(length)?;
+            return Err(error);
+        }
         Ok(address(self.put(name.clone())))
     }
 

@@ -74,6 +74,8 @@ impl Resolver {
         // A name begins with no hyphen.
         command.args(["ahostsv4", name.as_str()]).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // No domain of this machine's may make another name of it, which no rule allows: resolv.conf(5), "search".
+        command.env("LOCALDOMAIN", ".");
         if let Some(path) = &self.path {
             command.env("PATH", path);
         }
