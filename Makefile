@@ -16,7 +16,7 @@ test test-share: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR
 bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/benches/runner
 
 .DEFAULT_GOAL := help
-.PHONY: help run build kernel template test test-share lint bench bench-virtual bench-share lab install deps
+.PHONY: help run build kernel template test test-share lint bench bench-virtual bench-network bench-share lab install deps
 
 help: ## show this
 	@echo "Coracle: make TARGET"
@@ -52,6 +52,9 @@ bench: build ## measure starts and sessions by criterion on this machine's KVM, 
 
 bench-virtual: build ## measure in the lab's virtual time, beside QEMU microvm, against the committed budget
 	@benches/virtual
+
+bench-network: build ## measure a sandbox's way out beside slirp4netns's and pasta's, in the lab (about 2 minutes)
+	@benches/network
 
 bench-share: build ## measure a share beside the guest's own disk, in the lab (about 5 minutes)
 	@benches/share

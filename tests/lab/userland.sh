@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 source "$here/../../rootfs/cache.sh"
 
 readonly SUITE=bookworm
-readonly PACKAGES=attr,e2fsprogs,fuse3,git,iproute2,less,make,openssh-server,procps,python3,strace,time
+readonly PACKAGES=attr,e2fsprogs,fuse3,git,iproute2,less,make,openssh-server,passt,procps,python3,slirp4netns,strace,time
 # Not 1000, which is the user's id in the sandbox: the mapping between the two must be seen to work.
 readonly TESTER_ID=1234
 # QEMU maps the image as memory, which it wants in whole huge pages.
