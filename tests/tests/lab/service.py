@@ -26,7 +26,10 @@ while True:
             heard += chunk
         client.sendall(hashlib.sha256(heard).hexdigest().encode() + heard)
     if kind == "slow":
-        # One byte for one, until the other side has had enough.
-        while chunk := client.recv(1):
-            client.sendall(chunk)
+        # One byte for one, until the other side has had enough, or is cut off.
+        try:
+            while chunk := client.recv(1):
+                client.sendall(chunk)
+        except ConnectionError:
+            pass
     client.close()
