@@ -88,6 +88,11 @@ impl Secrets {
         self.injections.iter().find(|injection| injection.host == host && injection.port == port)
     }
 
+    /// Whose requests get one.
+    pub fn hosts(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.injections.iter().map(|it| (it.host.as_str(), it.port))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.injections.is_empty()
     }

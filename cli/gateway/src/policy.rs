@@ -60,6 +60,7 @@ pub enum Reason {
     /// It needs a rule of its own.
     Special(IpAddr, Kind),
     /// A name of this machine leads elsewhere, or an address is not the one that was asked for.
+    Own(IpAddr),
     Elsewhere(IpAddr),
     /// The sandbox's own loopback is no way out of it.
     Localhost,
@@ -98,6 +99,10 @@ impl Policy {
     /// The policy in place of one that cannot be used: it denies everything, and says why.
     pub fn closed(error: &anyhow::Error) -> Self {
         Self { broken: Some(format!("{error:#}")), ..Self::default() }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// Before a name is resolved, or for an address that was asked for as such.
@@ -166,6 +171,14 @@ impl Policy {
         }
     }
 
+    /// The same, where the address is this machine's own. One of the open internet needs a rule for it alone then: behind it is what
+    /// other machines may be kept from.
+    pub fn may_reach_own(&self, to: &Destination, addr: IpAddr) -> Decision {
+        let decision = self.may_reach(to, addr);
+        let named = special(addr).is_some() || self.allow.iter().any(|it| it.rule.is_for(addr, to.port));
+        if decision.allowed && !named { Decision::denied(Reason::Own(addr)) } else { decision }
+    }
+
     fn decide_addr(&self, addr: IpAddr, to: &Destination) -> Decision {
         let special = special(addr);
         let allowed = self.allow.iter().find(|it| match special {
@@ -217,6 +230,7 @@ impl fmt::Display for Reason {
             Self::NoRule => f.write_str("no rule allows it"),
             Self::Special(addr, kind) if *kind == Kind::NoHost => write!(f, "{addr} is {kind}"),
             Self::Special(addr, kind) => write!(f, "{addr} is {kind}, and no rule names it"),
+            Self::Own(addr) => write!(f, "{addr} is this machine's own, and no rule names it alone"),
             Self::Elsewhere(addr) => write!(f, "it leads to {addr}, which is another host"),
             Self::Localhost => {
                 f.write_str("localhost is the sandbox itself; this machine is host.coracle.internal")

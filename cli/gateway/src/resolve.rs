@@ -101,7 +101,7 @@ impl Known {
 }
 
 /// Lines of `ADDRESS TYPE NAME`, where each address comes once for each type of socket.
-fn parse(answer: &str) -> Vec<IpAddr> {
+pub fn parse(answer: &str) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for line in answer.lines() {
         let Some(Ok(address)) = line.split_whitespace().next().map(str::parse) else { continue };

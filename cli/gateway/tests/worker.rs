@@ -139,6 +139,16 @@ impl Guest {
         stream
     }
 
+    /// Opens it until that is the answer.
+    async fn until(&self, addr: Ipv4Addr, port: u16, answer: u8) {
+        let answered = async {
+            while self.open(addr, port).await.0 != answer {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, answered).await.unwrap();
+    }
+
     async fn container(&self, addr: Ipv4Addr, port: u16) -> UnixStream {
         let mut stream = self.stream(&[&[3, 0][..], &port.to_be_bytes(), &addr.octets()].concat()).await;
         assert_eq!(timeout(3 * SOON, stream.read_u8()).await.unwrap().unwrap(), CONNECTED);
@@ -290,20 +300,10 @@ async fn a_change_of_policy_cuts_what_it_no_longer_allows() {
         assert_eq!(end(second).await, b"");
         lab.line(|it| it.port == two && !it.allowed && it.reason.contains("until it is repaired")).await;
         lab.policy(&both);
-        let again = async {
-            while guest.open(HOST, one).await.0 != CONNECTED {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(SOON, again).await.unwrap();
+        guest.until(HOST, one, CONNECTED).await;
         // Rules that are gone are not known: the preset would allow more.
         fs::remove_file(lab.path().join("sandbox/policy.toml")).unwrap();
-        let refused = async {
-            while guest.open(HOST, one).await.0 != REFUSED {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(SOON, refused).await.unwrap();
+        guest.until(HOST, one, REFUSED).await;
         lab.line(|it| it.port == one && !it.allowed && it.reason.contains("rules are gone")).await;
     })
     .await;
@@ -421,6 +421,25 @@ async fn tls_ends_here_for_hosts_that_have_a_secret_and_for_no_others() {
         };
         timeout(SOON, refused).await.unwrap();
         lab.line(|it| it.host == "api.anthropic.com" && it.reason.contains("secrets cannot be read")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_had_a_secret_is_out_of_reach_while_secrets_cannot_be_read() {
+    let port = echo().await;
+    let lab = Lab::new(&format!("allow = [\"a.loop.example\", \"b.loop.example\", \"127.0.0.1:{port}\"]\n"));
+    let file = lab.has_secret_for("a.loop.example", port).join("secrets.json");
+    lab.run(async |guest: Guest| {
+        let (one, other) = (guest.resolve("a.loop.example").await, guest.resolve("b.loop.example").await);
+        let (one, other) = (one.unwrap(), other.unwrap());
+        guest.connect(one, port).await;
+        let stored = fs::read(&file).unwrap();
+        fs::write(&file, "{").unwrap();
+        guest.until(one, port, REFUSED).await;
+        guest.connect(other, port).await;
+        fs::write(&file, stored).unwrap();
+        guest.until(one, port, CONNECTED).await;
     })
     .await;
 }

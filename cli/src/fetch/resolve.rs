@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use gateway::resolve::parse;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::ResolvedSocketAddrs;
@@ -20,7 +21,6 @@ use crate::text::quoted;
 /// Two servers that do not answer, each asked twice for 5 s, as resolv.conf(5) has it by default.
 const TIMEOUT: Duration = Duration::from_secs(21);
 const ANSWER_MAX: usize = 64 << 10;
-const ADDRESSES_MAX: usize = 8;
 
 #[derive(Debug)]
 pub struct Resolver;
@@ -63,18 +63,6 @@ fn addresses(host: &str) -> Result<Vec<IpAddr>> {
         "the address of {host} is not known; check the name and the network (getent ahosts {host})"
     );
     Ok(addresses)
-}
-
-/// Lines of `ADDRESS TYPE NAME`, where each address comes once for each type of socket.
-fn parse(answer: &str) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for line in answer.lines() {
-        let Some(Ok(address)) = line.split_whitespace().next().map(str::parse) else { continue };
-        if !addresses.contains(&address) && addresses.len() < ADDRESSES_MAX {
-            addresses.push(address);
-        }
-    }
-    addresses
 }
 
 #[cfg(test)]

@@ -72,6 +72,13 @@ impl Rule {
         self.has_port(port) && net.contains(addr) && within
     }
 
+    /// It names this address, and no other.
+    pub fn is_for(&self, addr: IpAddr, port: u16) -> bool {
+        let width = if addr.is_ipv4() { 32 } else { 128 };
+        let Pattern::Net(net) = &self.pattern else { return false };
+        self.has_port(port) && Net::around(addr, width).as_ref() == Some(net)
+    }
+
     fn has_port(&self, port: u16) -> bool {
         self.port.is_none_or(|it| it == port)
     }

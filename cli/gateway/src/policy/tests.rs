@@ -113,6 +113,25 @@ fn precedence() {
 }
 
 #[test]
+fn an_address_of_this_machine_needs_a_rule_for_it_alone() {
+    let own = "45.0.0.7".parse().unwrap();
+    for (allow, target, allowed) in [
+        ("**", "45.0.0.7:80", false),
+        ("**", "a.example:80", false),
+        ("45.0.0.0/24", "45.0.0.7:80", false),
+        ("45.0.0.7:81", "45.0.0.7:80", false),
+        ("45.0.0.7", "45.0.0.7:80", true),
+        ("a.example 45.0.0.7:80", "a.example:80", true),
+    ] {
+        let decision = policy(allow, "").may_reach_own(&to(target), own);
+        assert_eq!(decision.allowed, allowed, "{allow} {target}: {decision:?}");
+    }
+    // A private one has needed its rule before, which may be for its network.
+    let private = "10.0.0.7".parse().unwrap();
+    assert!(policy("10.0.0.0/8", "").may_reach_own(&to("10.0.0.7:80"), private).allowed);
+}
+
+#[test]
 fn what_a_name_leads_to() {
     let cases = [
         ("a.example", "", "1.1.1.1", true),

@@ -111,7 +111,7 @@ async fn tcp(gate: &Gate, mut client: UnixStream, address: SocketAddrV4, trust: 
                 break;
             }
             Ok(()) = changes.changed() => {
-                let denied = way.decide(&changes.borrow_and_update());
+                let denied = way.decide(gate, &changes.borrow_and_update());
                 if let Some(denied) = denied {
                     gate.record(&way.to, &denied);
                     break;
@@ -281,10 +281,12 @@ impl Way {
     }
 
     /// What a policy has against it.
-    fn decide(&self, policy: &Policy) -> Option<Decision> {
+    fn decide(&self, gate: &Gate, policy: &Policy) -> Option<Decision> {
         let shown = self.shown.borrow();
-        let decisions =
-            [Some(policy.may_reach(&self.to, self.address)), shown.as_ref().map(|it| policy.decide(it))];
+        let decisions = [
+            Some(gate.may_reach(policy, &self.to, self.address)),
+            shown.as_ref().map(|it| policy.decide(it)),
+        ];
         decisions.into_iter().flatten().find(|decision| !decision.allowed)
     }
 

@@ -18,6 +18,7 @@ use crate::agent::Agent;
 use crate::credentials::{self, Injection, SERVICES, Secrets};
 use crate::intercept::Authority;
 use crate::log::Log;
+use crate::machine;
 use crate::names::{Names, is_synthetic};
 use crate::policy::{self, Decision, Destination, Files, Host, Name, Policy, Reason, Watch, is_this_machine};
 use crate::resolve::Resolver;
@@ -40,12 +41,16 @@ pub struct Gate {
     had_rules: Cell<bool>,
     /// `None` when they cannot be read.
     secrets: RefCell<Option<Secrets>>,
+    /// Who had a secret when they could be read.
+    had_secrets: RefCell<Vec<(String, u16)>>,
     /// `None` when the guest trusts none of ours.
     pub authority: Option<Authority>,
     pub names: RefCell<Names>,
     pub log: RefCell<Log>,
     recorded: Notify,
     resolver: Resolver,
+    /// Of this machine.
+    own: RefCell<Vec<Ipv4Addr>>,
     watches: RefCell<Watches>,
 }
 
@@ -59,15 +64,18 @@ impl Gate {
         let secrets = Files { global: place.settings.join(credentials::FILE), sandbox: None };
         // What changes while we read is read again.
         let watches = Watches { policy: files(&place).watch()?, secrets: secrets.watch()? };
+        let found = secrets_of(&place);
         Ok(Self {
             policy: watch::Sender::new(load(&place)),
             had_rules: Cell::new(has_rules(&place)),
-            secrets: RefCell::new(secrets_of(&place)),
+            had_secrets: RefCell::new(found.as_ref().map(hosts_of).unwrap_or_default()),
+            secrets: RefCell::new(found),
             authority: Authority::load(&place.folder)?,
             names: RefCell::new(Names::open(&place.folder)?),
             log: RefCell::new(Log::open(&place.folder)),
             recorded: Notify::new(),
             resolver: Resolver::new(place.path.clone()),
+            own: RefCell::new(machine::addresses()),
             watches: RefCell::new(watches),
             place,
         })
@@ -84,7 +92,10 @@ impl Gate {
             tokio::select! {
                 ready = policy.readable() => ready.context("watch the policy")?.clear_ready(),
                 ready = secrets.readable() => ready.context("watch the secrets")?.clear_ready(),
-                _ = tick.tick() => self.flush(),
+                _ = tick.tick() => {
+                    self.flush();
+                    self.own.replace(machine::addresses());
+                }
             }
             self.look();
         }
@@ -92,11 +103,16 @@ impl Gate {
 
     fn look(&self) {
         let mut watches = self.watches.borrow_mut();
-        if watches.secrets.changed() {
+        // What could not be read, for want of descriptors perhaps, is tried again.
+        if watches.secrets.changed() || self.secrets.borrow().is_none() {
+            let found = secrets_of(&self.place);
+            if let Some(secrets) = &found {
+                self.had_secrets.replace(hosts_of(secrets));
+            }
             // The old ones, dropped, end what goes on with them.
-            self.secrets.replace(secrets_of(&self.place));
+            self.secrets.replace(found);
         }
-        if watches.policy.changed() {
+        if watches.policy.changed() || self.policy().is_closed() {
             let has_rules = has_rules(&self.place);
             let lost = self.had_rules.replace(has_rules || self.had_rules.get()) && !has_rules;
             let policy = if lost { Rc::new(Policy::closed(&anyhow!(LOST))) } else { load(&self.place) };
@@ -176,7 +192,7 @@ impl Gate {
         let policy = self.policy();
         let mut denied = None;
         addresses.retain(|address| {
-            let decision = policy.may_reach(to, *address);
+            let decision = self.may_reach(&policy, to, *address);
             let allowed = decision.allowed;
             denied = denied.take().or_else(|| (!allowed).then_some(decision));
             allowed
@@ -188,6 +204,12 @@ impl Gate {
         }
     }
 
+    /// What a policy says of an address, which may be this machine's.
+    pub fn may_reach(&self, policy: &Policy, to: &Destination, address: IpAddr) -> Decision {
+        let own = matches!(address, IpAddr::V4(address) if self.own.borrow().contains(&address));
+        if own { policy.may_reach_own(to, address) } else { policy.may_reach(to, address) }
+    }
+
     /// The secret for a destination, where the guest can be shown an authority of ours.
     pub fn injection(&self, to: &Destination) -> Option<Arc<Injection>> {
         let Host::Name(name) = &to.host else { return None };
@@ -197,8 +219,10 @@ impl Gate {
 
     fn lacks_secrets(&self, to: &Destination) -> bool {
         let Host::Name(name) = &to.host else { return false };
-        let mut hosts = SERVICES.iter().flat_map(|service| service.hosts);
-        self.secrets.borrow().is_none() && to.port == 443 && hosts.any(|host| host.name == name.as_str())
+        let services = SERVICES.iter().flat_map(|service| service.hosts).map(|host| (host.name, 443));
+        let had = self.had_secrets.borrow();
+        let mut hosts = services.chain(had.iter().map(|(host, port)| (host.as_str(), *port)));
+        self.secrets.borrow().is_none() && hosts.any(|host| host == (name.as_str(), to.port))
     }
 }
 
@@ -212,6 +236,10 @@ fn load(place: &Place) -> Rc<Policy> {
 
 fn has_rules(place: &Place) -> bool {
     place.folder.join(policy::NAME).symlink_metadata().is_ok()
+}
+
+fn hosts_of(secrets: &Secrets) -> Vec<(String, u16)> {
+    secrets.hosts().map(|(host, port)| (host.to_owned(), port)).collect()
 }
 
 fn secrets_of(place: &Place) -> Option<Secrets> {
